@@ -1,0 +1,71 @@
+// The prefix index: which worker holds which prefix in its KV cache.
+//
+// A worker's overlap with a request is the number of *leading* blocks of the request that the worker holds.  The
+// index answers exactly that, whatever the order of events: a child that is stored before its parent, or whose parent
+// has been removed, is remembered, and counts again as soon as the blocks before it are held.
+//
+// A block is identified by its whole prefix: a 64-bit chain of local hashes from the sequence's start.  Workers name
+// their blocks by engine hashes of their own, which are looked up per worker and never compared across workers.
+//
+// Threads: every method may be called from any thread.  An event is applied as a whole: a look-up sees all of it or
+// nothing.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+
+#include "kvrouter/block_hash.h"
+#include "kvrouter/kv_event.h"
+
+namespace kvrouter {
+
+using WorkerId = std::uint32_t;
+
+struct PrefixIndexStats {
+  std::size_t blocks = 0;           // distinct prefixes held by at least one worker
+  std::size_t pairs = 0;            // (worker, block) pairs
+  std::size_t orphans = 0;          // blocks whose place is not known yet, because their parent is not
+  std::uint64_t orphans_dropped = 0;   // over the limit of orphans a worker may have
+  std::uint64_t unknown_removals = 0;  // removals of blocks that the worker was not known to hold
+};
+
+class PrefixIndex {
+ public:
+  // A worker's blocks of unknown place beyond this many are dropped and counted.
+  static constexpr std::size_t kMaxOrphansPerWorker = 1 << 16;
+
+  // Workers are numbered 0 to num_workers - 1.
+  // REQUIRES: num_workers > 0.
+  explicit PrefixIndex(std::size_t num_workers);
+  ~PrefixIndex();
+  PrefixIndex(const PrefixIndex&) = delete;
+  PrefixIndex& operator=(const PrefixIndex&) = delete;
+
+  std::size_t num_workers() const;
+
+  // `worker` now holds a chain of blocks, the first of which follows the block that it calls `parent` (nothing: the
+  // chain starts a sequence).  Storing a block that is held already changes nothing.
+  // REQUIRES (this and below): worker < num_workers().
+  void store(WorkerId worker, std::optional<EngineHash> parent, std::span<const StoredBlock> blocks);
+  // `worker` no longer holds these blocks.  Their descendants stay held, and count again once these are stored again.
+  void remove(WorkerId worker, std::span<const EngineHash> blocks);
+  // `worker` holds nothing any more.
+  void clear(WorkerId worker);
+
+  // For each worker, the number of leading blocks of `blocks` that it holds.
+  // REQUIRES: overlap.size() == num_workers().
+  void find_matches(std::span<const LocalHash> blocks, std::span<std::uint32_t> overlap) const;
+
+  // Number of blocks that `worker` holds.
+  std::size_t held_blocks(WorkerId worker) const;
+  PrefixIndexStats stats() const;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace kvrouter

@@ -1,0 +1,136 @@
+// The router: listens to what every worker caches and how loaded it is, and chooses a worker for each request.
+//
+// A decision never waits for the network: it reads the prefix index and the load table as they are.  Whatever fails
+// inside a decision, the request still gets a worker (round robin), and the first failure is told as a notice.
+//
+// Threads: route(), choose(), round_robin(), reset(), status() and next_notice() may be called from any thread, before,
+// while and after the router runs.  start() and stop() are idempotent and may be called from any thread.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kvrouter/policy.h"
+#include "kvrouter/prefix_index.h"
+#include "kvrouter/worker_load.h"
+
+namespace kvrouter {
+
+// Where a worker speaks.  Any of them may be empty: it is not listened to.
+struct WorkerEndpoints {
+  std::string kv_events;  // "tcp://host:port" of its KV-event publisher
+  std::string load;       // "tcp://host:port" of its load publisher
+  std::string http;       // "http://host:port", whose /metrics is read while there is no load publisher
+};
+
+struct RouterOptions {
+  std::size_t block_size = 64;  // tokens; must be the workers' own
+  std::vector<WorkerEndpoints> workers;
+  std::string policy = "linear";
+  std::uint64_t seed = 0;
+  // How long after start() a worker may be silent before a notice says so.
+  std::chrono::milliseconds startup_grace{5000};
+  std::chrono::milliseconds metrics_interval{250};
+};
+
+// What the caller needs of a decision...
+struct Choice {
+  WorkerId worker = 0;
+  std::uint32_t overlap_blocks = 0;  // leading blocks of the request that the worker holds
+};
+
+// ... and how it came about: one entry a worker.
+struct Decision {
+  Choice choice;
+  std::size_t num_blocks = 0;  // full blocks of the request
+  std::size_t num_tokens = 0;
+  std::vector<double> scores;
+  std::vector<std::uint32_t> overlap_blocks;
+  std::vector<WorkerLoad> loads;  // as the policy saw them
+};
+
+enum class WorkerState { kConnecting, kUp, kDown };
+enum class LoadSource { kNone, kMessages, kMetrics };
+
+struct WorkerStatus {
+  WorkerState state = WorkerState::kConnecting;
+  LoadSource load_source = LoadSource::kNone;
+  WorkerEndpoints endpoints;
+  WorkerLoad load;
+  std::size_t cached_blocks = 0;
+  std::uint64_t decisions = 0;  // requests sent to it
+  KvEventCounts events;
+  std::uint64_t gaps = 0;
+  std::uint64_t missed_batches = 0;
+  std::uint64_t duplicates = 0;
+  std::uint64_t restarts = 0;
+  std::uint64_t load_messages = 0;
+  std::uint64_t malformed_load_messages = 0;
+};
+
+struct RouterStatus {
+  bool running = false;
+  std::uint64_t decisions = 0;
+  std::uint64_t fallbacks = 0;  // decisions that failed and went round robin
+  double decision_p50_us = 0;
+  double decision_p99_us = 0;
+  PrefixIndexStats index;
+  std::vector<WorkerStatus> workers;
+};
+
+struct RouterNotice {
+  enum class Level { kInfo, kWarning, kError };
+  Level level = Level::kInfo;
+  std::string text;
+};
+
+class Router {
+ public:
+  // Throws std::invalid_argument when an option is out of range; the message names it.
+  explicit Router(RouterOptions options);
+  ~Router();  // stop()
+  Router(const Router&) = delete;
+  Router& operator=(const Router&) = delete;
+
+  // Connects to the workers and listens, until stop().  kv_events false: to their load only.  Starts with an empty
+  // index.  Throws std::runtime_error when the operating system refuses sockets or threads.
+  void start(bool kv_events = true);
+  void stop();
+  bool running() const;
+
+  std::size_t num_workers() const;
+  std::size_t block_size() const;
+  const std::string& policy() const;
+
+  // The worker for a request of `num_tokens` tokens whose full blocks have these hashes.
+  // REQUIRES (all three): num_tokens > 0.
+  Choice choose(std::span<const LocalHash> blocks, std::size_t num_tokens);
+  Choice choose_for_tokens(std::span<const TokenId> tokens, NamespaceHash ns = 0);
+  Decision explain(std::span<const LocalHash> blocks, std::size_t num_tokens);
+  // The next worker in turn, workers that are down left out.
+  WorkerId round_robin();
+
+  // Forgets what `worker` (or every worker) caches: for use after a weight update, which empties caches at once and is
+  // told by events only later.
+  void reset(std::optional<WorkerId> worker = std::nullopt);
+
+  RouterStatus status() const;
+  // The next thing that the operator should know; nothing after `timeout` or when stopped and all is told.
+  std::optional<RouterNotice> next_notice(std::chrono::milliseconds timeout);
+
+  // For tests, and for callers that have the events by other means.
+  PrefixIndex& index();
+  LoadTable& loads();
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace kvrouter

@@ -1,0 +1,56 @@
+"""Small synchronous HTTP for control and scraping: standard library only, proxies of the environment ignored."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from http.client import HTTPException
+from typing import Any
+
+#: An answer longer than this is not one of ours.
+MAX_ANSWER_BYTES = 16 << 20
+
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class HttpError(RuntimeError):
+    """A request that got no usable answer; the message names the URL and the reason."""
+
+
+def http_request(url: str, *, post: bool = False, timeout_s: float = 5.0) -> str:
+    """The body of the answer to a GET, or to an empty POST.
+
+    Raises:
+        HttpError: nobody listens, the time is over, or the status is not 2xx.
+    """
+    try:
+        request = urllib.request.Request(url, data=b"" if post else None, method="POST" if post else "GET")
+        with _opener.open(request, timeout=timeout_s) as answer:
+            body: bytes = answer.read(MAX_ANSWER_BYTES + 1)
+    except urllib.error.HTTPError as error:
+        with error:
+            reason = error.read(300).decode(errors="replace").strip()
+        raise HttpError(f"{url} answered {error.code}{': ' + reason if reason else ''}") from error
+    except (OSError, HTTPException, ValueError) as error:
+        reason = str(getattr(error, "reason", error)) or type(error).__name__
+        raise HttpError(f"{url}: {reason}") from error
+    if len(body) > MAX_ANSWER_BYTES:
+        raise HttpError(f"{url}: the answer is longer than {MAX_ANSWER_BYTES} bytes")
+    return body.decode(errors="replace")
+
+
+def http_json(url: str, *, post: bool = False, timeout_s: float = 5.0) -> dict[str, Any]:
+    """Like `http_request`, for an answer that is a JSON object.
+
+    Raises:
+        HttpError: also for an answer that is something else.
+    """
+    body = http_request(url, post=post, timeout_s=timeout_s)
+    try:
+        value = json.loads(body)
+    except ValueError as error:
+        raise HttpError(f"{url} did not answer with JSON: {body[:100]!r}") from error
+    if not isinstance(value, dict):
+        raise HttpError(f"{url} did not answer with a JSON object: {body[:100]!r}")
+    return value

@@ -1,0 +1,254 @@
+"""KvRouter: the router in a Python process."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import weakref
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from typing_extensions import Self
+
+from kvrouter import _core, decision_log
+from kvrouter.config import (
+    DEFAULT_BLOCK_SIZE,
+    DEFAULT_KV_EVENTS_PORT,
+    DEFAULT_METRICS_PORT,
+    RouterConfig,
+    WorkerAddress,
+    worker_addresses,
+)
+
+logger = logging.getLogger("kvrouter")
+_LEVELS = (logging.INFO, logging.WARNING, logging.ERROR)
+
+
+class KvRouter:
+    """Chooses the worker for each request by what the workers' KV caches hold and how loaded they are.
+
+    Worker N publishes KV events on ``base_kv_events_port`` + N and load on ``base_metrics_port`` + N.  With the default
+    policy the worker with the highest score wins, ties at random::
+
+        score = 2 * overlap - kv_usage - waiting / max_waiting
+
+    where ``overlap`` is the share of the request's tokens in leading blocks that the worker holds.
+
+    The router listens in threads of its own (C++), which are tied to no asyncio loop and never take the interpreter's
+    lock; a decision takes microseconds.  It can be asked from any thread, also before it is started (then it knows
+    nothing, and the queues it has filled itself decide).
+
+    block_size: tokens a KV block; the workers' own.
+    num_workers: at least 1.
+    worker_addresses: a host for each worker; default localhost.
+    worker_ports: the KV-event port of each worker; its load port lies as far from it as the two base ports do.
+    worker_urls: ``http://host:port`` of each worker (or None); /metrics is read of those that publish no load.
+    policy: one of ``kvrouter.policy_names()``.
+    seed: of the random choice between equals.
+    startup_grace_s: how many seconds a worker may be silent after start() before a warning says so.
+
+    Raises ValueError, naming the setting, for values out of range.
+    """
+
+    def __init__(
+        self,
+        block_size: int = DEFAULT_BLOCK_SIZE,
+        num_workers: int = 4,
+        base_kv_events_port: int = DEFAULT_KV_EVENTS_PORT,
+        base_metrics_port: int = DEFAULT_METRICS_PORT,
+        worker_addresses: Sequence[str] | None = None,
+        worker_ports: Sequence[int] | None = None,
+        *,
+        worker_urls: Sequence[str | None] | None = None,
+        policy: str = "linear",
+        seed: int | None = None,
+        startup_grace_s: float = 5.0,
+    ) -> None:
+        if block_size < 1:
+            raise ValueError(f"block_size must be at least 1, got {block_size}")
+        self.workers: list[WorkerAddress] = _addresses(
+            num_workers, base_kv_events_port, base_metrics_port, worker_addresses, worker_ports
+        )
+        urls = [None] * num_workers if worker_urls is None else list(worker_urls)
+        if len(urls) != num_workers:
+            raise ValueError(f"Number of worker_urls ({len(urls)}) must match number of workers ({num_workers})")
+        self.block_size = block_size
+        self.num_workers = num_workers
+        self._core = _core.Router(
+            block_size=block_size,
+            kv_events=[worker.kv_events_endpoint for worker in self.workers],
+            load=[worker.load_endpoint for worker in self.workers],
+            http=[url or "" for url in urls],
+            policy=policy,
+            seed=_random_seed() if seed is None else seed,
+            startup_grace_s=startup_grace_s,
+        )
+        self._lifecycle = threading.Lock()
+        self._log_thread: threading.Thread | None = None
+        # Also at interpreter exit: no thread of the core outlives the interpreter.
+        self._finalizer = weakref.finalize(self, self._core.stop)
+
+    @classmethod
+    def from_config(cls, config: RouterConfig, num_workers: int, **options: Any) -> Self:
+        """The router that a ``RouterConfig`` describes; ``mode: round_robin`` goes before ``policy``."""
+        mode = config.get("mode", "best_worker")
+        if mode not in ("best_worker", "round_robin"):
+            raise ValueError(f"router mode must be 'best_worker' or 'round_robin', got {mode!r}")
+        return cls(
+            block_size=config.get("block_size", DEFAULT_BLOCK_SIZE),
+            num_workers=num_workers,
+            base_kv_events_port=config.get("base_kv_events_port", DEFAULT_KV_EVENTS_PORT),
+            base_metrics_port=config.get("base_metrics_port", DEFAULT_METRICS_PORT),
+            worker_addresses=config.get("worker_addresses"),
+            worker_ports=config.get("worker_ports"),
+            policy="round_robin" if mode == "round_robin" else config.get("policy", "linear"),
+            **options,
+        )
+
+    # --- life ---
+
+    def start(self, enable_kv_indexer: bool = True) -> None:
+        """Connects to the workers and listens.  A second call does nothing.
+
+        enable_kv_indexer: False to listen to load only.
+        Raises RuntimeError when the system refuses sockets or an address is none.
+        """
+        with self._lifecycle:
+            if self._core.running:
+                return
+            self._core.start(kv_events=enable_kv_indexer)
+            self._log_thread = threading.Thread(
+                target=_forward_notices, args=(self._core,), name="kvrouter-log", daemon=True
+            )
+            self._log_thread.start()
+        logger.info("Router started: %d workers, block_size=%d, policy=%s", self.num_workers, self.block_size, self.policy)
+
+    def close(self) -> None:
+        """Stops listening.  A second call does nothing; decisions go on with what is known."""
+        with self._lifecycle:
+            self._core.stop()
+            if self._log_thread is not None:
+                self._log_thread.join(timeout=5)
+                self._log_thread = None
+
+    async def start_background_tasks(self, enable_kv_indexer: bool = True) -> None:
+        """start(), for async callers; the router keeps running when the caller's loop ends."""
+        self.start(enable_kv_indexer)
+
+    async def shutdown(self) -> None:
+        """close(), for async callers."""
+        self.close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- decisions ---
+
+    def best_worker(
+        self, hashes: Any | None = None, num_tokens: int | None = None, *, tokens: Any | None = None
+    ) -> int:
+        """The worker for a request, given its block hashes and length or its token ids.
+
+        hashes: list or 1-D uint64 array of the hashes of the full blocks (``compute_block_hashes``); may be empty.
+        num_tokens: length of the request in tokens, with ``hashes``.
+        tokens: instead of the two; list, or 1-D integer array or CPU tensor, which is not copied.
+        Raises ValueError if ``num_tokens`` is not positive or a value is out of range.
+        """
+        if tokens is not None:
+            if hashes is not None or num_tokens is not None:
+                raise ValueError("give either tokens, or hashes and num_tokens")
+            if decision_log.debug_enabled():
+                return self.route(tokens).worker
+            return self._core.choose_for_tokens(tokens)
+        if hashes is None or num_tokens is None:
+            raise ValueError("give either tokens, or hashes and num_tokens")
+        if decision_log.debug_enabled():
+            decision = self._core.explain(hashes, num_tokens)
+            decision_log.log_decision(decision, self.block_size)
+            return decision.worker
+        return self._core.choose(hashes, num_tokens)
+
+    def route(self, tokens: Any, *, lora_name: str | None = None) -> _core.Decision:
+        """The decision for a request of these token ids: worker, overlap in blocks, every worker's score.
+
+        tokens: list, or 1-D integer array or CPU tensor, (num_tokens,), which is not copied.
+        lora_name: the adapter that the request asks for, if any: its KV blocks are shared with nobody else's.
+        Raises ValueError if it is empty or an id is out of range.
+        """
+        decision = self._core.explain_for_tokens(tokens, lora_name)
+        if decision_log.debug_enabled():
+            decision_log.log_decision(decision, self.block_size)
+        return decision
+
+    def worker_round_robin(self) -> int:
+        """The next worker in turn; workers that are down are left out."""
+        worker = self._core.round_robin()
+        logger.debug("Round robin selected worker_id: %d", worker)
+        return worker
+
+    async def get_best_worker(self, hashes: Any, num_tokens: int) -> int:
+        """best_worker(hashes, num_tokens), for async callers."""
+        return self.best_worker(hashes, num_tokens)
+
+    async def get_worker_round_robin(self, hashes: Any, num_tokens: int) -> int:
+        """worker_round_robin(), for async callers; the arguments do not matter."""
+        return self.worker_round_robin()
+
+    # --- state ---
+
+    def reset(self, worker: int | None = None) -> None:
+        """Forgets what a worker (None: every worker) caches: for use after a weight update, when caches are emptied."""
+        self._core.reset(worker)
+
+    @property
+    def policy(self) -> str:
+        """Name of the policy."""
+        return self._core.policy
+
+    @property
+    def running(self) -> bool:
+        """Between start() and close()."""
+        return self._core.running
+
+    def status(self) -> dict[str, Any]:
+        """What is known of each worker, and how decisions went; the keys are those of the HTTP API's /workers."""
+        status: dict[str, Any] = json.loads(self._core.status_json())
+        return status
+
+
+# The constructor's parameter of the same name hides the function.
+_addresses = worker_addresses
+
+
+def _random_seed() -> int:
+    import secrets
+
+    return secrets.randbits(64)
+
+
+def _forward_notices(core: _core.Router) -> None:
+    """Logs what the core has to tell, until it is stopped and all is told."""
+    while True:
+        notice = core.next_notice(1.0)
+        if notice is not None:
+            level, text = notice
+            logger.log(_LEVELS[level], text)
+        elif not core.running:
+            return

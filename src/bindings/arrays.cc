@@ -1,0 +1,131 @@
+#include "bindings/arrays.h"
+
+#include <string>
+
+namespace kvrouter::python {
+namespace {
+
+[[noreturn]] void bad_type(const std::string& what) {
+  throw nb::type_error((what + " must be a list or a one-dimensional integer array on the CPU").c_str());
+}
+
+[[noreturn]] void out_of_range(const char* what, std::size_t position, const char* range) {
+  throw nb::value_error((std::string(what) + ": the value at position " + std::to_string(position) +
+                         " is out of range (" + range + ")")
+                            .c_str());
+}
+
+AnyArray as_array(nb::handle object, const char* what) {
+  AnyArray array;
+  if (!nb::try_cast(object, array, false)) bad_type(what);
+  const auto code = static_cast<nb::dlpack::dtype_code>(array.dtype().code);
+  const bool integer = code == nb::dlpack::dtype_code::Int || code == nb::dlpack::dtype_code::UInt;
+  if (!integer || array.dtype().lanes != 1) bad_type(what);
+  return array;
+}
+
+// Calls visit(pointer, stride) with the array's element type.
+template <typename Visitor>
+void visit_elements(const AnyArray& array, Visitor&& visit) {
+  const bool is_signed = static_cast<nb::dlpack::dtype_code>(array.dtype().code) == nb::dlpack::dtype_code::Int;
+  const void* data = array.data();
+  const std::int64_t stride = array.stride(0);
+  switch (array.dtype().bits) {
+    case 8:
+      return is_signed ? visit(static_cast<const std::int8_t*>(data), stride)
+                       : visit(static_cast<const std::uint8_t*>(data), stride);
+    case 16:
+      return is_signed ? visit(static_cast<const std::int16_t*>(data), stride)
+                       : visit(static_cast<const std::uint16_t*>(data), stride);
+    case 32:
+      return is_signed ? visit(static_cast<const std::int32_t*>(data), stride)
+                       : visit(static_cast<const std::uint32_t*>(data), stride);
+    default:
+      return is_signed ? visit(static_cast<const std::int64_t*>(data), stride)
+                       : visit(static_cast<const std::uint64_t*>(data), stride);
+  }
+}
+
+// The elements as T.  Contiguous elements of T's width are used in place, once checked for their sign.
+template <typename T>
+std::span<const T> narrow(const AnyArray& array, std::vector<T>& buffer, const char* what, const char* range) {
+  std::span<const T> result;
+  const std::size_t size = array.shape(0);
+  visit_elements(array, [&](const auto* data, std::int64_t stride) {
+    using Element = std::remove_cv_t<std::remove_pointer_t<decltype(data)>>;
+    const auto fits = [](Element value) { return std::in_range<T>(value); };
+    if (sizeof(Element) == sizeof(T) && stride == 1) {
+      if constexpr (std::is_signed_v<Element>) {
+        for (std::size_t i = 0; i < size; ++i) {
+          if (!fits(data[i])) out_of_range(what, i, range);
+        }
+      }
+      result = {reinterpret_cast<const T*>(data), size};
+      return;
+    }
+    buffer.resize(size);
+    for (std::size_t i = 0; i < size; ++i) {
+      const Element value = data[static_cast<std::int64_t>(i) * stride];
+      if (!fits(value)) out_of_range(what, i, range);
+      buffer[i] = static_cast<T>(value);
+    }
+    result = buffer;
+  });
+  return result;
+}
+
+// True if `object` was a list or tuple, which is then in `buffer`.
+template <typename T>
+bool read_list(nb::handle object, std::vector<T>& buffer, const char* what, const char* range) {
+  if (!PyList_Check(object.ptr()) && !PyTuple_Check(object.ptr())) return false;
+  const auto size = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(object.ptr()));
+  buffer.resize(size);
+  for (std::size_t i = 0; i < size; ++i) {
+    PyObject* item = PySequence_Fast_GET_ITEM(object.ptr(), static_cast<Py_ssize_t>(i));
+    nb::object index;  // NumPy and torch scalars in a list are integers by __index__
+    if (!PyLong_Check(item)) {
+      index = nb::steal(PyNumber_Index(item));
+      if (!index.is_valid()) {
+        PyErr_Clear();
+        bad_type(what);
+      }
+      item = index.ptr();
+    }
+    const unsigned long long value = PyLong_AsUnsignedLongLong(item);
+    if (value == static_cast<unsigned long long>(-1) && PyErr_Occurred()) {
+      PyErr_Clear();
+      out_of_range(what, i, range);
+    }
+    if (!std::in_range<T>(value)) out_of_range(what, i, range);
+    buffer[i] = static_cast<T>(value);
+  }
+  return true;
+}
+
+}  // namespace
+
+TokenView::TokenView(nb::handle tokens) {
+  constexpr const char* kRange = "0 to 2^32 - 1";
+  if (read_list(tokens, buffer_, "tokens", kRange)) {
+    span_ = buffer_;
+    return;
+  }
+  array_ = as_array(tokens, "tokens");
+  span_ = narrow(array_, buffer_, "tokens", kRange);
+}
+
+HashView::HashView(nb::handle hashes, const char* what) {
+  constexpr const char* kRange = "0 to 2^64 - 1";
+  if (read_list(hashes, buffer_, what, kRange)) {
+    span_ = buffer_;
+    return;
+  }
+  array_ = as_array(hashes, what);
+  if (array_.dtype().bits == 64 && array_.stride(0) == 1) {  // torch has no uint64 arithmetic: the bits count
+    span_ = {static_cast<const std::uint64_t*>(array_.data()), array_.shape(0)};
+  } else {
+    span_ = narrow(array_, buffer_, what, kRange);
+  }
+}
+
+}  // namespace kvrouter::python

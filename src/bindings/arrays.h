@@ -1,0 +1,57 @@
+// Python sequences as spans: lists and tuples are read element by element, NumPy arrays, CPU torch tensors and
+// anything else with the buffer protocol or DLPack in place.
+//
+// A view keeps the array alive, so that the interpreter's lock may be released while the span is in use.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kvrouter/block_hash.h"
+
+namespace kvrouter::python {
+
+namespace nb = nanobind;
+using AnyArray = nb::ndarray<nb::ro, nb::ndim<1>, nb::device::cpu>;
+
+// 32-bit token ids.  uint32 and int32 arrays are used where they lie; 64-bit and smaller ones are narrowed into a
+// buffer of the view's.
+class __attribute__((visibility("hidden"))) TokenView {
+ public:
+  // Throws nb::type_error for what is no one-dimensional sequence of integers, nb::value_error for an id outside
+  // [0, 2^32).
+  explicit TokenView(nb::handle tokens);
+  std::span<const TokenId> span() const { return span_; }
+
+ private:
+  AnyArray array_;
+  std::vector<TokenId> buffer_;
+  std::span<const TokenId> span_;
+};
+
+// 64-bit hashes: uint64 arrays where they lie, int64 ones reinterpreted.
+class __attribute__((visibility("hidden"))) HashView {
+ public:
+  // `what` names the argument in errors.  Throws as TokenView does, for values outside [0, 2^64).
+  HashView(nb::handle hashes, const char* what);
+  std::span<const std::uint64_t> span() const { return span_; }
+
+ private:
+  AnyArray array_;
+  std::vector<std::uint64_t> buffer_;
+  std::span<const std::uint64_t> span_;
+};
+
+// A NumPy array that owns `values`.
+template <typename T>
+nb::ndarray<nb::numpy, T, nb::ndim<1>> to_numpy(std::vector<T> values) {
+  auto* owned = new std::vector<T>(std::move(values));
+  nb::capsule owner(owned, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
+  return nb::ndarray<nb::numpy, T, nb::ndim<1>>(owned->data(), {owned->size()}, owner);
+}
+
+}  // namespace kvrouter::python

@@ -1,0 +1,204 @@
+// The router as kvrouter._core shows it.  Waiting and deciding happen without the interpreter's lock.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <system_error>
+
+#include "bindings/arrays.h"
+#include "kvrouter/router.h"
+#include "server/router_api.h"
+
+namespace kvrouter::python {
+namespace {
+
+std::size_t checked_num_tokens(std::int64_t num_tokens) {
+  if (num_tokens <= 0) throw nb::value_error("num_tokens must be positive");
+  return static_cast<std::size_t>(num_tokens);
+}
+
+WorkerId checked_worker(const Router& router, std::int64_t worker) {
+  if (worker < 0 || static_cast<std::size_t>(worker) >= router.num_workers()) {
+    throw nb::value_error(("worker must be from 0 to " + std::to_string(router.num_workers() - 1)).c_str());
+  }
+  return static_cast<WorkerId>(worker);
+}
+
+RouterOptions make_options(std::int64_t block_size, const std::vector<std::string>& kv_events,
+                           const std::vector<std::string>& load, const std::vector<std::string>& http,
+                           const std::string& policy, std::uint64_t seed, double startup_grace_s,
+                           double metrics_interval_s) {
+  if (block_size < 1) throw nb::value_error("block_size must be at least 1");
+  if (kv_events.size() != load.size() || load.size() != http.size()) {
+    throw nb::value_error("kv_events, load and http must have one entry a worker each");
+  }
+  RouterOptions options;
+  options.block_size = static_cast<std::size_t>(block_size);
+  for (std::size_t i = 0; i < kv_events.size(); ++i) options.workers.push_back({kv_events[i], load[i], http[i]});
+  options.policy = policy;
+  options.seed = seed;
+  const auto milliseconds = [](double seconds) {
+    return std::chrono::milliseconds(static_cast<std::int64_t>(seconds * 1e3));
+  };
+  options.startup_grace = milliseconds(startup_grace_s);
+  options.metrics_interval = milliseconds(metrics_interval_s);
+  return options;
+}
+
+// RouterOptions' own checks are ValueError in Python.
+void construct(Router* self, RouterOptions options) {
+  try {
+    new (self) Router(std::move(options));
+  } catch (const std::invalid_argument& error) {
+    throw nb::value_error(error.what());
+  }
+}
+
+template <typename T, typename Get>
+auto column(const std::vector<WorkerLoad>& loads, Get get) {
+  std::vector<T> values;
+  for (const WorkerLoad& load : loads) values.push_back(get(load));
+  return to_numpy(std::move(values));
+}
+
+void bind_decision(nb::module_& m) {
+  nb::class_<Decision>(m, "Decision", "The worker chosen for one request, and how every worker scored.")
+      .def_prop_ro("worker", [](const Decision& d) { return d.choice.worker; }, "The chosen worker.")
+      .def_prop_ro("overlap_blocks", [](const Decision& d) { return d.choice.overlap_blocks; },
+                   "Leading blocks of the request that the chosen worker holds.")
+      .def_prop_ro("num_blocks", [](const Decision& d) { return d.num_blocks; }, "Full blocks of the request.")
+      .def_prop_ro("num_tokens", [](const Decision& d) { return d.num_tokens; })
+      // The policy is said because that of properties, reference_internal, does not go with arrays that own their data.
+      .def_prop_ro(
+          "scores", [](const Decision& d) { return to_numpy(d.scores); }, nb::rv_policy::move,
+          "float64, (num_workers,): the higher the better.")
+      .def_prop_ro(
+          "overlaps", [](const Decision& d) { return to_numpy(d.overlap_blocks); }, nb::rv_policy::move,
+          "uint32, (num_workers,): leading blocks held by each worker.")
+      .def_prop_ro(
+          "kv_usages",
+          [](const Decision& d) { return column<double>(d.loads, [](auto& load) { return load.kv_usage; }); },
+          nb::rv_policy::move, "float64, (num_workers,), 0 to 1.")
+      .def_prop_ro(
+          "waitings",
+          [](const Decision& d) { return column<std::int64_t>(d.loads, [](auto& load) { return load.waiting; }); },
+          nb::rv_policy::move, "int64, (num_workers,): requests queued, as the policy saw them.")
+      .def("__repr__", [](const Decision& d) {
+        return "Decision(worker=" + std::to_string(d.choice.worker) + ", overlap_blocks=" +
+               std::to_string(d.choice.overlap_blocks) + ", num_blocks=" + std::to_string(d.num_blocks) + ")";
+      });
+}
+
+}  // namespace
+
+void bind_router(nb::module_& m) {
+  bind_decision(m);
+  m.def("policy_names", &policy_names, "The policies there are.");
+
+  nb::class_<Router>(m, "Router", "The router itself; kvrouter.KvRouter is its Python face.")
+      .def(
+          "__init__",
+          [](Router* self, std::int64_t block_size, const std::vector<std::string>& kv_events,
+             const std::vector<std::string>& load, const std::vector<std::string>& http, const std::string& policy,
+             std::uint64_t seed, double startup_grace_s, double metrics_interval_s) {
+            construct(self, make_options(block_size, kv_events, load, http, policy, seed, startup_grace_s,
+                                         metrics_interval_s));
+          },
+          nb::kw_only(), nb::arg("block_size"), nb::arg("kv_events"), nb::arg("load"), nb::arg("http"),
+          nb::arg("policy") = "linear", nb::arg("seed") = 0, nb::arg("startup_grace_s") = 5.0,
+          nb::arg("metrics_interval_s") = 0.25)
+      .def("start", &Router::start, nb::arg("kv_events") = true, nb::call_guard<nb::gil_scoped_release>())
+      .def("stop", &Router::stop, nb::call_guard<nb::gil_scoped_release>())
+      .def_prop_ro("running", &Router::running)
+      .def_prop_ro("num_workers", &Router::num_workers)
+      .def_prop_ro("block_size", &Router::block_size)
+      .def_prop_ro("policy", &Router::policy)
+      .def(
+          "choose",
+          [](Router& self, nb::handle hashes, std::int64_t num_tokens) {
+            const std::size_t tokens = checked_num_tokens(num_tokens);
+            const HashView view(hashes, "hashes");
+            const nb::gil_scoped_release release;
+            return self.choose(view.span(), tokens).worker;
+          },
+          nb::arg("hashes"), nb::arg("num_tokens"))
+      .def(
+          "choose_for_tokens",
+          [](Router& self, nb::handle tokens, const std::optional<std::string>& lora_name) {
+            const TokenView view(tokens);
+            checked_num_tokens(static_cast<std::int64_t>(view.span().size()));
+            const nb::gil_scoped_release release;
+            return self.choose_for_tokens(view.span(), lora_name ? lora_namespace(*lora_name) : 0).worker;
+          },
+          nb::arg("tokens"), nb::arg("lora_name") = nb::none())
+      .def(
+          "explain",
+          [](Router& self, nb::handle hashes, std::int64_t num_tokens) {
+            const std::size_t tokens = checked_num_tokens(num_tokens);
+            const HashView view(hashes, "hashes");
+            const nb::gil_scoped_release release;
+            return self.explain(view.span(), tokens);
+          },
+          nb::arg("hashes"), nb::arg("num_tokens"))
+      .def(
+          "explain_for_tokens",
+          [](Router& self, nb::handle tokens, const std::optional<std::string>& lora_name) {
+            const TokenView view(tokens);
+            const std::size_t num_tokens = checked_num_tokens(static_cast<std::int64_t>(view.span().size()));
+            const nb::gil_scoped_release release;
+            std::vector<LocalHash> hashes(num_tokens / self.block_size());
+            hash_blocks(view.span(), self.block_size(), lora_name ? lora_namespace(*lora_name) : 0, hashes);
+            return self.explain(hashes, num_tokens);
+          },
+          nb::arg("tokens"), nb::arg("lora_name") = nb::none())
+      .def("round_robin", &Router::round_robin)
+      .def(
+          "reset",
+          [](Router& self, std::optional<std::int64_t> worker) {
+            const std::optional<WorkerId> id = worker ? std::optional(checked_worker(self, *worker)) : std::nullopt;
+            const nb::gil_scoped_release release;
+            self.reset(id);
+          },
+          nb::arg("worker") = nb::none())
+      .def(
+          "update_load",
+          [](Router& self, std::int64_t worker, double kv_usage, std::int64_t waiting, std::int64_t running) {
+            self.loads().update(checked_worker(self, worker), {kv_usage, waiting, running});
+          },
+          nb::arg("worker"), nb::arg("kv_usage"), nb::arg("waiting"), nb::arg("running") = 0)
+      .def_prop_ro("index", &Router::index, nb::rv_policy::reference_internal)
+      .def(
+          "status_json",
+          [](Router& self) { return answer_router_request(self, {"GET", "/workers", "", ""}).body; },
+          nb::call_guard<nb::gil_scoped_release>(), "What GET /workers of the router's HTTP API answers.")
+      .def(
+          "next_notice",
+          [](Router& self, double timeout_s) -> nb::object {
+            std::optional<RouterNotice> notice;
+            {
+              const nb::gil_scoped_release release;
+              notice = self.next_notice(std::chrono::milliseconds(static_cast<std::int64_t>(timeout_s * 1e3)));
+            }
+            if (!notice) return nb::none();
+            return nb::make_tuple(static_cast<int>(notice->level), notice->text);
+          },
+          nb::arg("timeout_s"), "(level, text) with level 0 info, 1 warning, 2 error; or None.");
+
+  nb::class_<RouterApiServer>(m, "RouterApiServer", "Serves a router over HTTP: see src/server/router_api.h.")
+      .def(
+          "__init__",
+          [](RouterApiServer* self, Router& router, const std::string& host, std::uint16_t port) {
+            try {
+              new (self) RouterApiServer(router, host, port);
+            } catch (const std::system_error& error) {
+              PyErr_SetString(PyExc_OSError, (host + ":" + std::to_string(port) + ": " + error.what()).c_str());
+              throw nb::python_error();
+            }
+          },
+          nb::arg("router"), nb::arg("host"), nb::arg("port"), nb::keep_alive<1, 2>())
+      .def_prop_ro("port", &RouterApiServer::port)
+      .def("stop", &RouterApiServer::stop, nb::call_guard<nb::gil_scoped_release>());
+}
+
+}  // namespace kvrouter::python

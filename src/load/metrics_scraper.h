@@ -1,0 +1,42 @@
+// Reads load from the /metrics page of workers that have no load publisher.
+//
+// One thread serves all workers.  A worker is asked every `interval`, as long as `wanted` says so for it, and never
+// twice at once; an answer that takes longer than `timeout` or is larger than 8 MiB counts as a failure.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kvrouter/worker_load.h"
+
+namespace kvrouter {
+
+// Throws std::invalid_argument unless `url` is "http://host:port" or empty.
+void validate_worker_url(const std::string& url);
+
+class MetricsScraper {
+ public:
+  struct Options {
+    std::chrono::milliseconds interval{250};
+    std::chrono::milliseconds timeout{2000};
+    // Called on the scraper's thread.
+    std::function<bool(WorkerId)> wanted;
+    std::function<void(WorkerId, const LoadOrError&)> on_load;
+  };
+
+  // `urls[w]` is "http://host:port", or empty: worker w has none.
+  // REQUIRES: validate_worker_url() takes each.
+  MetricsScraper(const std::vector<std::string>& urls, Options options);
+  ~MetricsScraper();  // stops and joins
+  MetricsScraper(const MetricsScraper&) = delete;
+  MetricsScraper& operator=(const MetricsScraper&) = delete;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace kvrouter

@@ -1,0 +1,67 @@
+#include "router/channel.h"
+
+#include <cstring>
+
+namespace kvrouter {
+namespace {
+
+// Sizes beyond which a message is no event batch or load message but an attack or a mistake; libzmq then drops the
+// connection.
+constexpr std::int64_t kMaxKvMessageBytes = 64 * 1024 * 1024;
+constexpr std::int64_t kMaxLoadMessageBytes = 64 * 1024;
+constexpr int kKvHighWaterMark = 100'000;  // batches; what vLLM's publisher holds back as well
+constexpr int kReconnectMs = 100;
+constexpr int kReconnectMaxMs = 2000;
+// A peer whose machine is gone says nothing; without heartbeats the connection would look alive for hours.
+constexpr int kHeartbeatMs = 2000;
+constexpr int kHeartbeatTimeoutMs = 10'000;
+
+}  // namespace
+
+Channel::Channel(zmq::context_t& context, Kind kind, const std::string& endpoint, std::size_t number)
+    : endpoint_(endpoint), socket_(context, zmq::socket_type::sub), monitor_(context, zmq::socket_type::pair) {
+  // Options count for connections made after they are set, so all of them come before connect().
+  socket_.set(zmq::sockopt::linger, 0);
+  socket_.set(zmq::sockopt::reconnect_ivl, kReconnectMs);
+  socket_.set(zmq::sockopt::reconnect_ivl_max, kReconnectMaxMs);
+  socket_.set(zmq::sockopt::heartbeat_ivl, kHeartbeatMs);
+  socket_.set(zmq::sockopt::heartbeat_timeout, kHeartbeatTimeoutMs);
+  if (endpoint.find('[') != std::string::npos) socket_.set(zmq::sockopt::ipv6, true);
+  if (kind == Kind::kLoad) {
+    socket_.set(zmq::sockopt::conflate, true);  // the newest message is the only one of interest
+    socket_.set(zmq::sockopt::maxmsgsize, kMaxLoadMessageBytes);
+  } else {
+    socket_.set(zmq::sockopt::rcvhwm, kKvHighWaterMark);
+    socket_.set(zmq::sockopt::maxmsgsize, kMaxKvMessageBytes);
+  }
+  socket_.set(zmq::sockopt::subscribe, "");
+
+  const std::string address = "inproc://monitor-" + std::to_string(number);
+  if (zmq_socket_monitor(socket_.handle(), address.c_str(), ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED)) {
+    throw zmq::error_t();
+  }
+  monitor_.set(zmq::sockopt::linger, 0);
+  monitor_.connect(address);
+  socket_.connect(endpoint);
+}
+
+bool Channel::update() {
+  bool lost = false;
+  zmq::message_t event, address;
+  while (monitor_.recv(event, zmq::recv_flags::dontwait)) {
+    (void)monitor_.recv(address, zmq::recv_flags::dontwait);
+    std::uint16_t kind = 0;
+    if (event.size() < sizeof kind) continue;
+    std::memcpy(&kind, event.data(), sizeof kind);
+    const bool now_connected = kind == ZMQ_EVENT_HANDSHAKE_SUCCEEDED;
+    // A dropped attempt to connect is no loss of a connection.
+    if (now_connected == connected_) continue;
+    lost = lost || !now_connected;
+    connected_ = now_connected;
+    ever_connected_ = ever_connected_ || now_connected;
+    changed_at_ = Clock::now();
+  }
+  return lost;
+}
+
+}  // namespace kvrouter

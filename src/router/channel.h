@@ -1,0 +1,38 @@
+// One SUB connection to one publisher, and a monitor of its state.  Used by one thread.
+#pragma once
+
+#include <chrono>
+#include <string>
+#include <zmq.hpp>
+
+namespace kvrouter {
+
+class Channel {
+ public:
+  using Clock = std::chrono::steady_clock;
+  enum class Kind { kKvEvents, kLoad };
+
+  // `number` is unique within the context.  Throws zmq::error_t, e.g. for an endpoint that is none.
+  Channel(zmq::context_t& context, Kind kind, const std::string& endpoint, std::size_t number);
+
+  zmq::socket_t& socket() { return socket_; }
+  zmq::socket_t& monitor() { return monitor_; }
+  const std::string& endpoint() const { return endpoint_; }
+
+  bool connected() const { return connected_; }
+  bool ever_connected() const { return ever_connected_; }
+  Clock::time_point changed_at() const { return changed_at_; }
+
+  // Reads what the monitor has to say; true if the connection was lost meanwhile (even if it is back already).
+  bool update();
+
+ private:
+  std::string endpoint_;
+  zmq::socket_t socket_;
+  zmq::socket_t monitor_;
+  bool connected_ = false;
+  bool ever_connected_ = false;
+  Clock::time_point changed_at_;
+};
+
+}  // namespace kvrouter

@@ -1,0 +1,135 @@
+#include "router/connections.h"
+
+#include <pthread.h>
+#include <sys/eventfd.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <stdexcept>
+#include <thread>
+
+#include "load/metrics_scraper.h"
+#include "router/worker_link.h"
+
+namespace kvrouter {
+namespace {
+
+constexpr std::chrono::milliseconds kTick{50};
+
+// libzmq takes a few descriptors a socket; the common soft limit of 1,024 is too low for a large fleet.
+void raise_descriptor_limit(std::size_t num_workers) {
+  rlimit limit{};
+  const rlim_t wanted = 256 + 8 * static_cast<rlim_t>(num_workers);
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= wanted) return;
+  limit.rlim_cur = std::min(wanted, limit.rlim_max);
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+}  // namespace
+
+class Connections::Impl {
+ public:
+  Impl(const Context& context, bool kv_events) : context_(context) {
+    const std::size_t n = context.options.workers.size();
+    raise_descriptor_limit(n);
+    zmq_.set(zmq::ctxopt::max_sockets, static_cast<int>(4 * n + 16));
+    const auto started = WorkerLink::Clock::now();
+    std::vector<std::string> urls;
+    for (WorkerId w = 0; w < n; ++w) {
+      try {
+        links_.push_back(std::make_unique<WorkerLink>(
+            zmq_, w,
+            WorkerLink::Context{context.options, context.index, context.loads, context.notices, context.decisions[w],
+                                kv_events, started}));
+      } catch (const zmq::error_t& error) {
+        throw std::runtime_error("cannot connect to worker " + std::to_string(w) + " (KV events '" +
+                                 context.options.workers[w].kv_events + "', load '" + context.options.workers[w].load +
+                                 "'): " + error.what() + "; check worker_addresses and the ports");
+      }
+      urls.push_back(context.options.workers[w].http);
+    }
+    wake_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (wake_ < 0) throw std::runtime_error("eventfd: no file descriptors left (see ulimit -n)");
+    scraper_ = std::make_unique<MetricsScraper>(
+        urls, MetricsScraper::Options{
+                  .interval = context.options.metrics_interval,
+                  .wanted = [this](WorkerId w) { return links_[w]->wants_metrics(); },
+                  .on_load = [this](WorkerId w, const LoadOrError& result) { links_[w]->on_metrics(result); }});
+    thread_ = std::thread([this] { run(); });
+  }
+
+  ~Impl() {
+    stop_ = true;
+    const std::uint64_t one = 1;
+    (void)!write(wake_, &one, sizeof one);
+    thread_.join();
+    scraper_.reset();
+    close(wake_);
+  }
+
+  const WorkerLink& link(WorkerId worker) const { return *links_[worker]; }
+
+ private:
+  enum class Source { kKvEvents, kLoad, kMonitor };
+  struct Item {
+    WorkerLink* link;
+    Source source;
+  };
+
+  void run() {
+    pthread_setname_np(pthread_self(), "kvrouter-net");
+    std::vector<zmq::pollitem_t> polled = {{nullptr, wake_, ZMQ_POLLIN, 0}};
+    std::vector<Item> items = {{nullptr, Source::kMonitor}};
+    const auto add = [&](WorkerLink* link, zmq::socket_t& socket, Source source) {
+      polled.push_back({socket.handle(), 0, ZMQ_POLLIN, 0});
+      items.push_back({link, source});
+    };
+    for (auto& link : links_) {
+      // A worker's messages stand before its monitor's news: what arrived before a loss is applied before it.
+      if (Channel* kv = link->kv_channel()) add(link.get(), kv->socket(), Source::kKvEvents);
+      if (Channel* load = link->load_channel()) add(link.get(), load->socket(), Source::kLoad);
+      if (Channel* kv = link->kv_channel()) add(link.get(), kv->monitor(), Source::kMonitor);
+      if (Channel* load = link->load_channel()) add(link.get(), load->monitor(), Source::kMonitor);
+    }
+    auto next_tick = WorkerLink::Clock::now();
+    while (!stop_) {
+      try {
+        zmq::poll(polled.data(), polled.size(), kTick);
+        for (std::size_t i = 1; i < polled.size(); ++i) {
+          if (polled[i].revents & ZMQ_POLLIN) serve(items[i]);
+        }
+        const auto now = WorkerLink::Clock::now();
+        if (now < next_tick) continue;
+        next_tick = now + kTick;
+        for (auto& link : links_) link->tick(now);
+      } catch (const std::exception& error) {  // one worker's trouble (or a signal) must not end the others' service
+        if (stop_) return;
+        context_.notices.post(Notice::Level::kError, std::string("in the network thread: ") + error.what());
+      }
+    }
+  }
+
+  static void serve(const Item& item) {
+    switch (item.source) {
+      case Source::kKvEvents: return item.link->read_kv_events();
+      case Source::kLoad: return item.link->read_load();
+      case Source::kMonitor: return item.link->update_connections();
+    }
+  }
+
+  Context context_;
+  zmq::context_t zmq_;
+  std::vector<std::unique_ptr<WorkerLink>> links_;  // after zmq_: sockets close before their context does
+  int wake_ = -1;
+  std::atomic<bool> stop_{false};
+  std::unique_ptr<MetricsScraper> scraper_;
+  std::thread thread_;
+};
+
+Connections::Connections(const Context& context, bool kv_events) : impl_(std::make_unique<Impl>(context, kv_events)) {}
+Connections::~Connections() = default;
+
+WorkerState Connections::state(WorkerId worker) const { return impl_->link(worker).state(); }
+void Connections::describe(WorkerId worker, WorkerStatus& status) const { impl_->link(worker).describe(status); }
+
+}  // namespace kvrouter

@@ -1,0 +1,44 @@
+// The router's ears: one thread that reads the KV events and load messages of all workers.
+//
+// Each worker has two channels (KV events, load), each a ZMQ SUB socket with a monitor that tells when the connection
+// is made and lost.  From these follows the worker's state: connecting until a channel has been up, up while one is,
+// down when all that were up are lost.  A lost KV channel empties the worker's part of the index at once.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "kvrouter/prefix_index.h"
+#include "kvrouter/router.h"
+#include "router/notices.h"
+
+namespace kvrouter {
+
+class Connections {
+ public:
+  struct Context {  // what the connections feed; all outlive them
+    const RouterOptions& options;
+    PrefixIndex& index;
+    LoadTable& loads;
+    Notices& notices;
+    const std::atomic<std::uint64_t>* decisions;  // one a worker
+  };
+
+  // Connects and starts the thread.  Throws std::runtime_error.
+  Connections(const Context& context, bool kv_events);
+  ~Connections();  // stops and joins
+  Connections(const Connections&) = delete;
+  Connections& operator=(const Connections&) = delete;
+
+  WorkerState state(WorkerId worker) const;
+  // Fills in what the connections know: state, load source and counts.
+  void describe(WorkerId worker, WorkerStatus& status) const;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace kvrouter

@@ -1,0 +1,263 @@
+#include "kvrouter/router.h"
+
+#include <algorithm>
+#include <atomic>
+#include <mutex>
+#include <shared_mutex>
+#include <stdexcept>
+
+#include "load/metrics_scraper.h"
+#include "router/connections.h"
+#include "router/latency_histogram.h"
+#include "router/notices.h"
+
+namespace kvrouter {
+namespace {
+
+// splitmix64 over a shared counter: a draw is one atomic addition.
+class SharedRandom final : public Random {
+ public:
+  explicit SharedRandom(std::uint64_t seed) : state_(seed) {}
+  std::uint64_t next() override {
+    constexpr std::uint64_t kStep = 0x9E3779B97F4A7C15ull;
+    std::uint64_t x = state_.fetch_add(kStep, std::memory_order_relaxed) + kStep;
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
+    return x ^ (x >> 31);
+  }
+
+ private:
+  std::atomic<std::uint64_t> state_;
+};
+
+std::string join(const std::vector<std::string>& names) {
+  std::string text;
+  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
+void validate(const RouterOptions& options) {
+  if (options.workers.empty()) throw std::invalid_argument("num_workers must be at least 1, got 0");
+  if (options.block_size == 0) throw std::invalid_argument("block_size must be at least 1, got 0");
+  for (const WorkerEndpoints& worker : options.workers) validate_worker_url(worker.http);
+}
+
+// Working memory of a decision, one a thread: steady state allocates nothing.
+struct Scratch {
+  std::vector<std::uint32_t> overlap;
+  std::vector<WorkerView> views;
+  std::vector<double> scores;
+  std::vector<LocalHash> hashes;
+};
+
+Scratch& scratch() {
+  thread_local Scratch instance;
+  return instance;
+}
+
+}  // namespace
+
+class Router::Impl {
+ public:
+  explicit Impl(RouterOptions options)
+      : options_((validate(options), std::move(options))),
+        policy_(make_policy(options_.policy)),
+        round_robin_(make_policy("round_robin")),
+        random_(options_.seed),
+        index_(options_.workers.size()),
+        loads_(options_.workers.size()),
+        decisions_(std::make_unique<std::atomic<std::uint64_t>[]>(options_.workers.size())) {
+    if (!policy_) {
+      throw std::invalid_argument("policy '" + options_.policy + "' is unknown; there are: " + join(policy_names()));
+    }
+  }
+  ~Impl() { stop(); }
+
+  void start(bool kv_events) {
+    const std::lock_guard lifecycle(lifecycle_mutex_);
+    if (running()) return;
+    notices_.reopen();
+    reset(std::nullopt);
+    auto connections = std::make_unique<Connections>(
+        Connections::Context{options_, index_, loads_, notices_, decisions_.get()}, kv_events);
+    const std::unique_lock lock(connections_mutex_);
+    connections_ = std::move(connections);
+  }
+
+  void stop() {
+    const std::lock_guard lifecycle(lifecycle_mutex_);
+    std::unique_ptr<Connections> stopped;
+    {
+      const std::unique_lock lock(connections_mutex_);
+      stopped = std::move(connections_);
+    }
+    stopped.reset();  // joins its threads: outside the lock, so that decisions go on meanwhile
+    notices_.close();
+  }
+
+  bool running() const {
+    const std::shared_lock lock(connections_mutex_);
+    return connections_ != nullptr;
+  }
+
+  const RouterOptions& options() const { return options_; }
+
+  Choice choose(std::span<const LocalHash> blocks, std::size_t num_tokens, Decision* explain = nullptr) {
+    const auto begin = std::chrono::steady_clock::now();
+    Choice choice;
+    try {
+      choice = choose_by_policy(blocks, num_tokens, explain);
+    } catch (const std::exception& error) {
+      if (fallbacks_.fetch_add(1, std::memory_order_relaxed) == 0) {
+        notices_.post(Notice::Level::kError,
+                      std::string("a decision failed (") + error.what() + "): requests go round robin while it does");
+      }
+      choice = {next_in_turn(), 0};
+    }
+    count(choice.worker);
+    const auto elapsed = std::chrono::steady_clock::now() - begin;
+    latency_.record(static_cast<std::uint64_t>(std::chrono::nanoseconds(elapsed).count()));
+    return choice;
+  }
+
+  Choice choose_for_tokens(std::span<const TokenId> tokens, NamespaceHash ns) {
+    std::vector<LocalHash>& hashes = scratch().hashes;
+    hashes.resize(tokens.size() / options_.block_size);
+    hash_blocks(tokens, options_.block_size, ns, hashes);
+    return choose(hashes, tokens.size());
+  }
+
+  WorkerId round_robin() {
+    const WorkerId worker = next_in_turn();
+    count(worker);
+    return worker;
+  }
+
+  void reset(std::optional<WorkerId> worker) {
+    const WorkerId first = worker.value_or(0);
+    const WorkerId last = worker ? *worker + 1 : static_cast<WorkerId>(options_.workers.size());
+    for (WorkerId w = first; w < last; ++w) index_.clear(w);
+  }
+
+  RouterStatus status() const {
+    RouterStatus status;
+    const std::shared_lock lock(connections_mutex_);
+    status.running = connections_ != nullptr;
+    status.fallbacks = fallbacks_.load(std::memory_order_relaxed);
+    status.decision_p50_us = latency_.percentile(0.5) / 1e3;
+    status.decision_p99_us = latency_.percentile(0.99) / 1e3;
+    status.index = index_.stats();
+    status.workers.resize(options_.workers.size());
+    for (WorkerId w = 0; w < status.workers.size(); ++w) {
+      WorkerStatus& worker = status.workers[w];
+      if (connections_) connections_->describe(w, worker);
+      worker.endpoints = options_.workers[w];
+      worker.load = loads_.get(w);
+      worker.cached_blocks = index_.held_blocks(w);
+      worker.decisions = decisions_[w].load(std::memory_order_relaxed);
+      status.decisions += worker.decisions;
+    }
+    return status;
+  }
+
+  std::optional<Notice> next_notice(std::chrono::milliseconds timeout) { return notices_.next(timeout); }
+  PrefixIndex& index() { return index_; }
+  LoadTable& loads() { return loads_; }
+
+ private:
+  Choice choose_by_policy(std::span<const LocalHash> blocks, std::size_t num_tokens, Decision* explain) {
+    Scratch& s = scratch();
+    const std::size_t n = options_.workers.size();
+    s.overlap.resize(n);
+    s.scores.resize(n);
+    index_.find_matches(blocks, s.overlap);
+    view_workers(s.views);
+    for (WorkerId w = 0; w < n; ++w) s.views[w].overlap_blocks = s.overlap[w];
+    const WorkerId worker = policy_->choose({num_tokens, options_.block_size}, s.views, random_, s.scores);
+    const Choice choice{worker, s.overlap[worker]};
+    if (explain) {
+      *explain = {choice, blocks.size(), num_tokens, s.scores, s.overlap, {}};
+      for (const WorkerView& view : s.views) explain->loads.push_back({view.kv_usage, view.waiting, 0});
+    }
+    return choice;
+  }
+
+  void view_workers(std::vector<WorkerView>& views) const {
+    const std::size_t n = options_.workers.size();
+    views.assign(n, WorkerView{});
+    bool any_available = false;
+    {
+      const std::shared_lock lock(connections_mutex_);
+      for (WorkerId w = 0; w < n; ++w) {
+        views[w].available = !connections_ || connections_->state(w) != WorkerState::kDown;
+        any_available = any_available || views[w].available;
+      }
+    }
+    for (WorkerId w = 0; w < n; ++w) {
+      const WorkerLoad load = loads_.get(w);
+      views[w].kv_usage = load.kv_usage;
+      views[w].waiting = load.waiting;
+      if (!any_available) views[w].available = true;
+    }
+  }
+
+  WorkerId next_in_turn() {
+    std::vector<WorkerView>& views = scratch().views;
+    std::vector<double>& scores = scratch().scores;
+    view_workers(views);
+    scores.resize(views.size());
+    return round_robin_->choose({1, options_.block_size}, views, random_, scores);
+  }
+
+  void count(WorkerId worker) {
+    loads_.add_waiting(worker);
+    decisions_[worker].fetch_add(1, std::memory_order_relaxed);
+  }
+
+  const RouterOptions options_;
+  std::unique_ptr<Policy> policy_;
+  std::unique_ptr<Policy> round_robin_;
+  SharedRandom random_;
+  PrefixIndex index_;
+  LoadTable loads_;
+  Notices notices_;
+  LatencyHistogram latency_;
+  std::unique_ptr<std::atomic<std::uint64_t>[]> decisions_;
+  std::atomic<std::uint64_t> fallbacks_{0};
+
+  std::mutex lifecycle_mutex_;                   // start() and stop() one at a time
+  mutable std::shared_mutex connections_mutex_;  // guards the pointer
+  std::unique_ptr<Connections> connections_;
+};
+
+Router::Router(RouterOptions options) : impl_(std::make_unique<Impl>(std::move(options))) {}
+Router::~Router() = default;
+
+void Router::start(bool kv_events) { impl_->start(kv_events); }
+void Router::stop() { impl_->stop(); }
+bool Router::running() const { return impl_->running(); }
+std::size_t Router::num_workers() const { return impl_->options().workers.size(); }
+std::size_t Router::block_size() const { return impl_->options().block_size; }
+const std::string& Router::policy() const { return impl_->options().policy; }
+Choice Router::choose(std::span<const LocalHash> blocks, std::size_t num_tokens) {
+  return impl_->choose(blocks, num_tokens);
+}
+Choice Router::choose_for_tokens(std::span<const TokenId> tokens, NamespaceHash ns) {
+  return impl_->choose_for_tokens(tokens, ns);
+}
+Decision Router::explain(std::span<const LocalHash> blocks, std::size_t num_tokens) {
+  Decision decision;
+  const Choice choice = impl_->choose(blocks, num_tokens, &decision);
+  decision.choice = choice;
+  return decision;
+}
+WorkerId Router::round_robin() { return impl_->round_robin(); }
+void Router::reset(std::optional<WorkerId> worker) { impl_->reset(worker); }
+RouterStatus Router::status() const { return impl_->status(); }
+std::optional<RouterNotice> Router::next_notice(std::chrono::milliseconds timeout) {
+  return impl_->next_notice(timeout);
+}
+PrefixIndex& Router::index() { return impl_->index(); }
+LoadTable& Router::loads() { return impl_->loads(); }
+
+}  // namespace kvrouter

@@ -1,0 +1,111 @@
+// All that the router's network thread knows of one worker: its channels, its event stream, and what of its state has
+// been told to the operator already.  Used by that thread alone, except where a method says otherwise.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+
+#include "events/kv_event_stream.h"
+#include "kvrouter/router.h"
+#include "router/channel.h"
+#include "router/notices.h"
+
+namespace kvrouter {
+
+// Passes a worker's events on to the index.
+class IndexSink final : public KvEventSink {
+ public:
+  IndexSink(PrefixIndex& index, WorkerId worker) : index_(index), worker_(worker) {}
+  void on_stored(std::optional<EngineHash> parent, std::span<const StoredBlock> blocks) override {
+    index_.store(worker_, parent, blocks);
+  }
+  void on_removed(std::span<const EngineHash> blocks) override { index_.remove(worker_, blocks); }
+  void on_cleared() override { index_.clear(worker_); }
+
+ private:
+  PrefixIndex& index_;
+  WorkerId worker_;
+};
+
+class WorkerLink {
+ public:
+  using Clock = Channel::Clock;
+
+  struct Context {
+    const RouterOptions& options;
+    PrefixIndex& index;
+    LoadTable& loads;
+    Notices& notices;
+    const std::atomic<std::uint64_t>& decisions;
+    bool kv_events;
+    Clock::time_point started;
+  };
+
+  WorkerLink(zmq::context_t& zmq, WorkerId worker, const Context& context);
+
+  // Each reads what has arrived, up to a bound, so that no worker can starve the others.
+  void read_kv_events();
+  void read_load();
+  void update_connections();
+  // Looks at the clock: silence, loss and recovery become notices here.
+  void tick(Clock::time_point now);
+
+  Channel* kv_channel() { return kv_ ? &*kv_ : nullptr; }
+  Channel* load_channel() { return load_ ? &*load_ : nullptr; }
+
+  // From any thread.
+  WorkerState state() const { return state_.load(std::memory_order_relaxed); }
+  bool wants_metrics() const { return !load_connected_.load(std::memory_order_relaxed); }
+  void on_metrics(const LoadOrError& result);
+  void describe(WorkerStatus& status) const;
+
+ private:
+  // Reads one message; false if there is none.
+  bool read_kv_event();
+  void on_kv_message(const zmq::message_t& sequence, const zmq::message_t& payload);
+  void publish_status();
+  void update_state(Clock::time_point now);
+  void tell_silence(Clock::time_point now);
+  void tell_trouble(Clock::time_point now);
+  // True once an interval for each kind of trouble (`last` is when it was told last).
+  bool may_tell(Clock::time_point now, Clock::time_point& last) const;
+  void tell(Notice::Level level, const std::string& text);
+
+  WorkerId worker_;
+  Context context_;
+  IndexSink sink_;
+  KvEventStream stream_;
+  std::optional<Channel> kv_;
+  std::optional<Channel> load_;
+
+  std::atomic<WorkerState> state_{WorkerState::kConnecting};
+  std::atomic<bool> load_connected_{false};
+  std::atomic<bool> metrics_ok_{false};
+  std::atomic<bool> metrics_ever_ok_{false};
+
+  std::uint64_t load_messages_ = 0;
+  std::uint64_t malformed_load_messages_ = 0;
+  std::uint64_t malformed_kv_messages_ = 0;
+  std::string load_error_;
+
+  // What has been told, and up to which count.
+  bool told_silence_ = false;
+  bool told_no_events_ = false;
+  bool told_late_start_ = false;
+  bool told_kv_lost_ = false;
+  bool told_load_lost_ = false;
+  std::size_t told_block_size_ = 0;
+  std::uint64_t told_gaps_ = 0;
+  std::uint64_t told_malformed_ = 0;
+  std::uint64_t told_malformed_load_ = 0;
+  Clock::time_point gaps_told_at_{}, malformed_told_at_{}, malformed_load_told_at_{};
+
+  mutable std::mutex status_mutex_;
+  WorkerStatus status_;  // the counts, as of the last burst read
+};
+
+}  // namespace kvrouter
