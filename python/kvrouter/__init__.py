@@ -18,7 +18,7 @@ from kvrouter._core import (
     compute_block_hashes,
     policy_names,
 )
-from kvrouter._core import __version__ as __version__
+from kvrouter._core import version as __version__
 from kvrouter.config import RouterConfig
 from kvrouter.router import KvRouter
 
@@ -26,6 +26,7 @@ __all__ = [
     "Decision",
     "KvRouter",
     "RouterConfig",
+    "__version__",
     "compute_block_hash_for_seq",
     "compute_block_hash_for_seq_py",
     "compute_block_hashes",

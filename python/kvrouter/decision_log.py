@@ -21,11 +21,13 @@ def debug_enabled() -> bool:
 
 def decision_lines(decision: Decision, block_size: int) -> list[str]:
     """``worker_id: 0, logit = 2 * 0.200 - 0.300 - 0.100 = 0.000``; the chosen one's ends in ``<-- Selected``."""
-    waitings = decision.waitings.tolist()
+    overlaps, usages, waitings, scores = (
+        column.tolist() for column in (decision.overlaps, decision.kv_usages, decision.waitings, decision.scores)
+    )
     scale = max(*waitings, 1)
-    columns = zip(decision.overlaps.tolist(), decision.kv_usages.tolist(), waitings, decision.scores.tolist())
     lines = []
-    for worker, (blocks, usage, waiting, score) in enumerate(columns):
+    for worker, waiting in enumerate(waitings):
+        blocks, usage, score = overlaps[worker], usages[worker], scores[worker]
         overlap = blocks * block_size / decision.num_tokens
         line = f"worker_id: {worker}, logit = 2 * {overlap:.3f} - {usage:.3f} - {waiting / scale:.3f} = {score:.3f}"
         lines.append(line + "  <-- Selected" if worker == decision.worker else line)

@@ -123,7 +123,9 @@ class KvRouter:
                 target=_forward_notices, args=(self._core,), name="kvrouter-log", daemon=True
             )
             self._log_thread.start()
-        logger.info("Router started: %d workers, block_size=%d, policy=%s", self.num_workers, self.block_size, self.policy)
+        logger.info(
+            "Router started: %d workers, block_size=%d, policy=%s", self.num_workers, self.block_size, self.policy
+        )
 
     def close(self) -> None:
         """Stops listening.  A second call does nothing; decisions go on with what is known."""

@@ -10,35 +10,35 @@ import argparse
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from kvrouter._core import SimEngine, SimWorker
+from kvrouter._core import SimWorker
 
-__all__ = ["SimEngine", "SimWorker", "main"]
+__all__ = ["SimWorker", "main"]
 
 
-def _positive(kind: type[int] | type[float], zero: bool = False):  # type: ignore[no-untyped-def]
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not (value > 0 or (zero and value == 0)) or value == float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is not {'zero or ' if zero else ''}positive")
+def _count(text: str) -> int:
+    value = int(text)
+    if not 0 < value < 2**31:
+        raise argparse.ArgumentTypeError(f"{text} is not from 1 to 2^31 - 1")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not zero or more")
+    return value
+
+
+def _range(first: int, last: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if not first <= value <= last:
+            raise argparse.ArgumentTypeError(f"{text} is not from {first} to {last}")
         return value
 
     return parse
-
-
-def _port(text: str) -> int:
-    value = int(text)
-    if not 0 <= value <= 65535:
-        raise argparse.ArgumentTypeError(f"{text} is not a port (0 to 65535; 0: any free one)")
-    return value
-
-
-def _seed(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**64:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 2^64 - 1")
-    return value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,35 +49,35 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address of the HTTP server: a name or an IP address")
-    add("--port", type=_port, default=8000, help="TCP port of the HTTP server; 0 takes a free one")
+    add("--port", type=_range(0, 65535), default=8000, help="TCP port of the HTTP server; 0 takes a free one")
     add("--kv-events-endpoint", default="", help="ZMQ endpoint to publish KV events on, e.g. tcp://*:5557; '': none")
     add("--replay-endpoint", default="", help="ZMQ endpoint that replays past KV events, e.g. tcp://*:5757; '': none")
     add("--load-endpoint", default="", help="ZMQ endpoint to publish load messages on, e.g. tcp://*:5657; '': none")
     add("--topic", default="kv", help="topic of the KV events")
     add("--model", default="sim", help="name of the model, as requests give it")
-    add("--block-size", type=_positive(int), default=64, help="tokens in a KV-cache block")
-    add("--num-blocks", type=_positive(int), default=448, help="blocks in the KV cache; block 0 is never used")
-    add("--max-num-seqs", type=_positive(int), default=256, help="most requests in the batch")
-    add("--max-num-batched-tokens", type=_positive(int), default=2048, help="most tokens computed in one step")
-    add("--max-model-len", type=_positive(int), default=8192, help="most tokens of prompt and output together")
-    add("--vocab-size", type=_positive(int), default=1024, help="token ids are below this")
-    add("--seed", type=_seed, default=0, help="seed of the engine's block hashes (not of the tokens)")
+    add("--block-size", type=_count, default=64, help="tokens in a KV-cache block")
+    add("--num-blocks", type=_count, default=448, help="blocks in the KV cache; block 0 is never used")
+    add("--max-num-seqs", type=_count, default=256, help="most requests in the batch")
+    add("--max-num-batched-tokens", type=_count, default=2048, help="most tokens computed in one step")
+    add("--max-model-len", type=_count, default=8192, help="most tokens of prompt and output together")
+    add("--vocab-size", type=_count, default=1024, help="token ids are below this")
+    add("--seed", type=_range(0, 2**64 - 1), default=0, help="seed of the engine's block hashes (not of the tokens)")
     add("--no-prefix-caching", dest="prefix_caching", action="store_false", help="reuse nothing")
     add("--event-layout", choices=("map", "array"), default="map", help="array: as vLLM up to 0.23 wrote events")
     add("--hash-type", choices=("int", "bytes"), default="int", help="block hashes as integers or strings of 32 bytes")
-    add("--replay-buffer", type=_positive(int, zero=True), default=10_000, help="batches kept for replay")
-    add("--time-scale", type=_positive(float, zero=True), default=1.0, help="factor on all times; 0: no waiting at all")
-    add("--step-s", type=_positive(float, zero=True), default=4e-3, help="seconds a step costs, whatever it computes")
-    add("--prefill-token-s", type=_positive(float, zero=True), default=180e-6, help="seconds for each prompt token")
+    add("--replay-buffer", type=_range(0, 2**30), default=10_000, help="batches kept for replay")
+    add("--time-scale", type=_seconds, default=1.0, help="factor on all times; 0: no waiting at all")
+    add("--step-s", type=_seconds, default=4e-3, help="seconds a step costs, whatever it computes")
+    add("--prefill-token-s", type=_seconds, default=180e-6, help="seconds for each prompt token")
     add(
         "--attention-pair-s",
-        type=_positive(float, zero=True),
+        type=_seconds,
         default=25e-9,
         help="seconds for each pair of a computed token and a token before it",
     )
     add(
         "--decode-sequence-s",
-        type=_positive(float, zero=True),
+        type=_seconds,
         default=300e-6,
         help="seconds for each request that gets its next token",
     )

@@ -1,6 +1,7 @@
 // Block hashes, the prefix index and the event decoder, as kvrouter._core shows them.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -85,6 +86,8 @@ std::vector<LocalHash> hashes_of(nb::handle tokens, std::int64_t block_size,
   return hashes;
 }
 
+using EventList = nb::typed<nb::list, nb::typed<nb::tuple, nb::any, nb::ellipsis>>;
+
 // Collects events as tuples: ("stored", parent, [(local, engine)...]), ("removed", [engine...]), ("cleared",).
 class ListSink final : public KvEventSink {
  public:
@@ -103,7 +106,7 @@ class ListSink final : public KvEventSink {
   void on_cleared() override { events.append(nb::make_tuple("cleared")); }
 };
 
-nb::dict as_dict(const KvEventCounts& counts) {
+nb::typed<nb::dict, nb::str, nb::int_> as_dict(const KvEventCounts& counts) {
   nb::dict d;
   d["batches"] = counts.batches;
   d["stored_blocks"] = counts.stored_blocks;
@@ -212,7 +215,7 @@ void bind_hashes(nb::module_& m) {
             ListSink sink;
             const DecodeResult result =
                 self.decode({reinterpret_cast<const std::byte*>(payload.c_str()), payload.size()}, sink);
-            return nb::make_tuple(sink.events, result.ok ? nb::none() : nb::object(nb::str(result.error.c_str())));
+            return std::pair(EventList(sink.events), result.ok ? std::nullopt : std::optional(result.error));
           },
           nb::arg("payload"),
           "Returns (events, error): the events read, each ('stored', parent, [(local, engine), ...]),\n"

@@ -10,7 +10,7 @@ void bind_sim(nb::module_& m);
 
 NB_MODULE(_core, m) {
   m.doc() = "The C++ core of kvrouter.";
-  m.attr("__version__") = KVROUTER_VERSION;
+  m.attr("version") = KVROUTER_VERSION;
   kvrouter::python::bind_hashes(m);
   kvrouter::python::bind_router(m);
   kvrouter::python::bind_sim(m);

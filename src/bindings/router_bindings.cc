@@ -1,6 +1,7 @@
 // The router as kvrouter._core shows it.  Waiting and deciding happen without the interpreter's lock.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -174,14 +175,14 @@ void bind_router(nb::module_& m) {
           nb::call_guard<nb::gil_scoped_release>(), "What GET /workers of the router's HTTP API answers.")
       .def(
           "next_notice",
-          [](Router& self, double timeout_s) -> nb::object {
+          [](Router& self, double timeout_s) -> std::optional<std::pair<int, std::string>> {
             std::optional<RouterNotice> notice;
             {
               const nb::gil_scoped_release release;
               notice = self.next_notice(std::chrono::milliseconds(static_cast<std::int64_t>(timeout_s * 1e3)));
             }
-            if (!notice) return nb::none();
-            return nb::make_tuple(static_cast<int>(notice->level), notice->text);
+            if (!notice) return std::nullopt;
+            return std::pair(static_cast<int>(notice->level), notice->text);
           },
           nb::arg("timeout_s"), "(level, text) with level 0 info, 1 warning, 2 error; or None.");
 

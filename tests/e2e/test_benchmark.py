@@ -132,8 +132,9 @@ def test_interrupted_run_leaves_nothing_behind(number, status):
     )
     try:
         # Two workers and the router, each below a guard.
-        wait_until(lambda: len(descendants(process.pid)) >= 6)
+        wait_until(lambda: len(descendants(process.pid)) >= 6 or process.poll() is not None)
         time.sleep(1.0)
+        assert process.poll() is None, process.communicate()[0].decode()
         started = descendants(process.pid)
         process.send_signal(number)
         output = process.communicate(timeout=30)[0].decode()

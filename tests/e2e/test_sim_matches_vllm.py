@@ -1,4 +1,4 @@
-"""The embedded worker caches, evicts and tells as a real vLLM worker does: same requests, same hits, same blocks held."""
+"""The embedded worker caches, evicts and tells as real vLLM does: same requests, same hits, same blocks held."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import msgpack
 import pytest
 import zmq
+
 from kvrouter.vllm.launcher import WorkerFleet, launch_workers
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]

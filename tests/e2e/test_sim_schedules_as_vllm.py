@@ -9,7 +9,7 @@ import random
 from types import SimpleNamespace
 
 import pytest
-from kvrouter.sim import SimEngine
+from kvrouter._core import SimEngine
 
 pytestmark = pytest.mark.vllm
 

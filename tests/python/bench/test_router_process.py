@@ -25,12 +25,18 @@ class Api(Server):
         self.events = events
         self.app.router.add_get("/workers", self._workers)
         self.app.router.add_post("/reset", self._reset)
-        self.app.router.add_get("/refuse", lambda _: web.json_response({"detail": "because"}, status=400))
-        self.app.router.add_get("/text", lambda _: web.Response(text="not json"))
+        self.app.router.add_get("/refuse", self._refuse)
+        self.app.router.add_get("/text", self._text)
 
     async def _workers(self, _: web.Request) -> web.Response:
         self.looks += 1
         return web.json_response({"workers": [{"worker_id": 0, "events": self.events(self.looks - 1)}]})
+
+    async def _refuse(self, _: web.Request) -> web.Response:
+        return web.json_response({"detail": "because"}, status=400)
+
+    async def _text(self, _: web.Request) -> web.Response:
+        return web.Response(text="not json")
 
     async def _reset(self, _: web.Request) -> web.Response:
         self.resets += 1

@@ -1,0 +1,94 @@
+# make demo    the benchmark on two real vLLM workers (ENGINE=sim: on simulated ones, in seconds)
+# make test    C++ and Python tests, end to end on real vLLM workers (ENGINE=sim: without those)
+# make lint    formatting, style and types
+#
+# Each installs what it needs first: Python packages into .venv, system packages through apt (said beforehand).
+
+ENGINE ?= vllm
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+JOBS ?= $(shell nproc)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# The compiler's cache holds across checkouts: a fresh clone that was built before elsewhere builds quickly.
+export CCACHE_BASEDIR := $(CURDIR)
+export CCACHE_NOHASHDIR := 1
+
+CXX_SOURCES := $(shell find include src sim cmake -type f) CMakeLists.txt pyproject.toml
+ENGINE_STAMP := $(if $(filter vllm,$(ENGINE)),$(STAMPS)/vllm,)
+
+.PHONY: all demo test test-cpp test-python sanitize lint format clean help
+all: $(STAMPS)/package
+
+demo: $(STAMPS)/package $(ENGINE_STAMP)
+	$(BIN)/python examples/run_router_benchmark.py --engine $(ENGINE) --workload all --output out/demo
+
+test: test-cpp test-python
+
+test-cpp: $(STAMPS)/system-test
+	cmake --preset release > /dev/null
+	cmake --build --preset release --parallel $(JOBS)
+	ctest --preset release --parallel $(JOBS)
+
+test-python: $(STAMPS)/package $(STAMPS)/test $(ENGINE_STAMP)
+	$(BIN)/python -m pytest $(if $(filter vllm,$(ENGINE)),,-m "not vllm")
+
+# The C++ tests under ASan with UBSan, and under TSan.
+sanitize: $(STAMPS)/system-test
+	for preset in asan-ubsan tsan; do \
+	  cmake --preset $$preset > /dev/null && cmake --build --preset $$preset --parallel $(JOBS) && \
+	  ctest --preset $$preset --parallel $(JOBS) || exit 1; \
+	done
+
+lint: $(STAMPS)/package $(STAMPS)/test $(STAMPS)/lint
+	$(BIN)/clang-format --dry-run --Werror $(shell find include src sim tests/cpp -name '*.h' -o -name '*.cc')
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMPS)/lint
+	$(BIN)/clang-format -i $(shell find include src sim tests/cpp -name '*.h' -o -name '*.cc')
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf build out
+
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
+
+# --- what the targets need ---
+
+$(STAMPS)/system-build: scripts/install_system_packages.sh
+	scripts/install_system_packages.sh build
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "kvrouter needs Python 3.10 or newer: set PYTHON=")'
+	test -x $(BIN)/python || { echo "creating the Python environment $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/system-test: $(STAMPS)/system-build
+	scripts/install_system_packages.sh test
+	touch $@
+
+$(STAMPS)/requirements: requirements/build.txt requirements/runtime.txt $(STAMPS)/system-build
+	@echo "installing Python packages into $(VENV)"
+	$(PIP) -r requirements/build.txt -r requirements/runtime.txt
+	touch $@
+
+$(STAMPS)/package: $(CXX_SOURCES) $(STAMPS)/requirements
+	@echo "building kvrouter"
+	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(PIP) --no-build-isolation --no-deps --editable .
+	touch $@
+
+$(STAMPS)/test: requirements/test.txt $(STAMPS)/requirements
+	$(PIP) -r requirements/test.txt
+	touch $@
+
+$(STAMPS)/lint: requirements/lint.txt $(STAMPS)/system-build
+	$(PIP) -r requirements/lint.txt
+	touch $@
+
+$(STAMPS)/vllm: scripts/install_vllm.py $(STAMPS)/requirements
+	$(BIN)/python scripts/install_vllm.py
+	touch $@
