@@ -25,9 +25,9 @@ namespace kvrouter {
 using WorkerId = std::uint32_t;
 
 struct PrefixIndexStats {
-  std::size_t blocks = 0;           // distinct prefixes held by at least one worker
-  std::size_t pairs = 0;            // (worker, block) pairs
-  std::size_t orphans = 0;          // blocks whose place is not known yet, because their parent is not
+  std::size_t blocks = 0;              // distinct prefixes held by at least one worker
+  std::size_t pairs = 0;               // (worker, block) pairs
+  std::size_t orphans = 0;             // blocks whose place is not known yet, because their parent is not
   std::uint64_t orphans_dropped = 0;   // over the limit of orphans a worker may have
   std::uint64_t unknown_removals = 0;  // removals of blocks that the worker was not known to hold
 };

@@ -179,7 +179,7 @@ class SimEngine:
     def cancel(self, number: int) -> None:
         """Takes a request out that is not finished."""
 
-    def step(self) -> dict:
+    def step(self) -> dict[str, Any]:
         """
         Computes one step.  Returns a dict: 'seconds' it would take with the default timing model, 'scheduled' (request number -> tokens computed), 'tokens' (request number -> token generated), 'cached_tokens' (of the same requests), 'events' (list of (type, block hashes, parent hash or None)).
         """

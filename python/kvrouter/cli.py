@@ -128,8 +128,7 @@ def _extension_build() -> str:
         from kvrouter import _core
     except ImportError as error:
         return f"(cannot be loaded: {error})"
-    build = getattr(_core, "build_info", None) or getattr(_core, "__version__", None)
-    return str(build() if callable(build) else build or "(loaded)")
+    return _core.version
 
 
 def _number(value: Any, digits: int = 1) -> str:

@@ -12,9 +12,9 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from kvrouter._core import SimWorker
+from kvrouter._core import SimEngine, SimWorker
 
-__all__ = ["SimWorker", "main"]
+__all__ = ["SimEngine", "SimWorker", "main"]
 
 
 def _count(text: str) -> int:

@@ -10,9 +10,9 @@ namespace {
 }
 
 [[noreturn]] void out_of_range(const char* what, std::size_t position, const char* range) {
-  throw nb::value_error((std::string(what) + ": the value at position " + std::to_string(position) +
-                         " is out of range (" + range + ")")
-                            .c_str());
+  throw nb::value_error(
+      (std::string(what) + ": the value at position " + std::to_string(position) + " is out of range (" + range + ")")
+          .c_str());
 }
 
 AnyArray as_array(nb::handle object, const char* what) {

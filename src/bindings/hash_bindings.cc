@@ -60,7 +60,8 @@ std::vector<NamespaceHash> namespaces(const std::optional<std::string>& lora_nam
     NamespaceBuilder builder(base);
     bool first = true;
     for (nb::handle key : entry) {
-      const bool is_lora = first && lora_name && nb::isinstance<nb::str>(key) && nb::cast<std::string>(key) == *lora_name;
+      const bool is_lora =
+          first && lora_name && nb::isinstance<nb::str>(key) && nb::cast<std::string>(key) == *lora_name;
       first = false;
       if (!is_lora) add_key(builder, key, 0);
     }

@@ -65,10 +65,13 @@ auto column(const std::vector<WorkerLoad>& loads, Get get) {
 
 void bind_decision(nb::module_& m) {
   nb::class_<Decision>(m, "Decision", "The worker chosen for one request, and how every worker scored.")
-      .def_prop_ro("worker", [](const Decision& d) { return d.choice.worker; }, "The chosen worker.")
-      .def_prop_ro("overlap_blocks", [](const Decision& d) { return d.choice.overlap_blocks; },
-                   "Leading blocks of the request that the chosen worker holds.")
-      .def_prop_ro("num_blocks", [](const Decision& d) { return d.num_blocks; }, "Full blocks of the request.")
+      .def_prop_ro(
+          "worker", [](const Decision& d) { return d.choice.worker; }, "The chosen worker.")
+      .def_prop_ro(
+          "overlap_blocks", [](const Decision& d) { return d.choice.overlap_blocks; },
+          "Leading blocks of the request that the chosen worker holds.")
+      .def_prop_ro(
+          "num_blocks", [](const Decision& d) { return d.num_blocks; }, "Full blocks of the request.")
       .def_prop_ro("num_tokens", [](const Decision& d) { return d.num_tokens; })
       // The policy is said because that of properties, reference_internal, does not go with arrays that own their data.
       .def_prop_ro(
@@ -86,8 +89,9 @@ void bind_decision(nb::module_& m) {
           [](const Decision& d) { return column<std::int64_t>(d.loads, [](auto& load) { return load.waiting; }); },
           nb::rv_policy::move, "int64, (num_workers,): requests queued, as the policy saw them.")
       .def("__repr__", [](const Decision& d) {
-        return "Decision(worker=" + std::to_string(d.choice.worker) + ", overlap_blocks=" +
-               std::to_string(d.choice.overlap_blocks) + ", num_blocks=" + std::to_string(d.num_blocks) + ")";
+        return "Decision(worker=" + std::to_string(d.choice.worker) +
+               ", overlap_blocks=" + std::to_string(d.choice.overlap_blocks) +
+               ", num_blocks=" + std::to_string(d.num_blocks) + ")";
       });
 }
 
@@ -170,8 +174,7 @@ void bind_router(nb::module_& m) {
           nb::arg("worker"), nb::arg("kv_usage"), nb::arg("waiting"), nb::arg("running") = 0)
       .def_prop_ro("index", &Router::index, nb::rv_policy::reference_internal)
       .def(
-          "status_json",
-          [](Router& self) { return answer_router_request(self, {"GET", "/workers", "", ""}).body; },
+          "status_json", [](Router& self) { return answer_router_request(self, {"GET", "/workers", "", ""}).body; },
           nb::call_guard<nb::gil_scoped_release>(), "What GET /workers of the router's HTTP API answers.")
       .def(
           "next_notice",

@@ -44,7 +44,7 @@ class Engine {
     requests_.erase(found);
   }
 
-  nb::dict step() {
+  nb::typed<nb::dict, nb::str, nb::any> step() {
     const sim::StepWork work = scheduler_.begin_step();
     nb::dict scheduled, tokens, cached;
     for (const auto& request : scheduler_.running()) {
@@ -57,7 +57,7 @@ class Engine {
       cached[nb::int_(number)] = request->num_cached_tokens;
       if (request->finished) requests_.erase(number);
     }
-    nb::dict result;
+    nb::typed<nb::dict, nb::str, nb::any> result;
     result["seconds"] = sim::StepTimeModel{}.seconds(work);
     result["scheduled"] = scheduled;
     result["tokens"] = tokens;

@@ -35,8 +35,8 @@ enum class Field {
 };
 
 // The order of fields after the tag in the array layout; releases append to it.
-constexpr std::array kStoredPositions = {Field::kBlockHashes, Field::kParent,   Field::kTokenIds,  Field::kBlockSize,
-                                         Field::kLoraId,      Field::kMedium,   Field::kLoraName,  Field::kExtraKeys,
+constexpr std::array kStoredPositions = {Field::kBlockHashes, Field::kParent,   Field::kTokenIds, Field::kBlockSize,
+                                         Field::kLoraId,      Field::kMedium,   Field::kLoraName, Field::kExtraKeys,
                                          Field::kGroupIdx,    Field::kSpecKind, Field::kUnused};
 constexpr std::array kRemovedPositions = {Field::kBlockHashes, Field::kMedium, Field::kGroupIdx};
 
@@ -115,7 +115,8 @@ bool read_engine_hash(MsgpackReader& in, EngineHash& out) {
     case MsgpackType::kString:
       if (!in.read_string(bytes)) return false;
       break;
-    default: return in.read_uint(out);
+    default:
+      return in.read_uint(out);
   }
   out = XXH3_64bits(bytes.data(), bytes.size());
   return true;
@@ -159,7 +160,9 @@ bool read_field(MsgpackReader& in, Field field, RawEvent& event) {
       if (!in.read_string(text)) return false;
       event.type = type_named(text);
       return true;
-    case Field::kBlockHashes: event.has_hashes = true; return read_hashes(in, event.hashes);
+    case Field::kBlockHashes:
+      event.has_hashes = true;
+      return read_hashes(in, event.hashes);
     case Field::kParent: {
       if (in.peek() == MsgpackType::kNil) return in.read_nil();
       EngineHash hash = 0;
@@ -167,19 +170,28 @@ bool read_field(MsgpackReader& in, Field field, RawEvent& event) {
       event.parent = hash;
       return true;
     }
-    case Field::kTokenIds: return read_tokens(in, event.tokens);
-    case Field::kBlockSize: return in.read_uint(event.block_size);
-    case Field::kLoraId: return read_optional_int(in, event.lora_id);
-    case Field::kMedium: return read_optional_string(in, event.medium);
-    case Field::kLoraName: return read_optional_string(in, event.lora_name);
+    case Field::kTokenIds:
+      return read_tokens(in, event.tokens);
+    case Field::kBlockSize:
+      return in.read_uint(event.block_size);
+    case Field::kLoraId:
+      return read_optional_int(in, event.lora_id);
+    case Field::kMedium:
+      return read_optional_string(in, event.medium);
+    case Field::kLoraName:
+      return read_optional_string(in, event.lora_name);
     case Field::kExtraKeys:
       if (in.peek() != MsgpackType::kNil) event.extra_keys = in;
       return in.skip();
-    case Field::kGroupIdx: return read_optional_int(in, event.group_idx);
-    case Field::kSpecKind: return read_optional_string(in, event.spec_kind);
-    case Field::kLocality: return read_optional_string(in, event.locality);
+    case Field::kGroupIdx:
+      return read_optional_int(in, event.group_idx);
+    case Field::kSpecKind:
+      return read_optional_string(in, event.spec_kind);
+    case Field::kLocality:
+      return read_optional_string(in, event.locality);
     case Field::kUnknown:
-    case Field::kUnused: return in.skip();
+    case Field::kUnused:
+      return in.skip();
   }
   return false;
 }
@@ -193,7 +205,9 @@ bool add_key(MsgpackReader& in, NamespaceBuilder& out, int depth) {
   bool flag = false;
   std::size_t count = 0;
   switch (in.peek()) {
-    case MsgpackType::kNil: out.add_null(); return in.read_nil();
+    case MsgpackType::kNil:
+      out.add_null();
+      return in.read_nil();
     case MsgpackType::kBool:
       if (!in.read_bool(flag)) return false;
       out.add_int(flag ? 1 : 0);
@@ -221,7 +235,8 @@ bool add_key(MsgpackReader& in, NamespaceBuilder& out, int depth) {
         if (!add_key(in, out, depth + 1)) return false;
       }
       return true;
-    default: return false;
+    default:
+      return false;
   }
 }
 
@@ -286,9 +301,13 @@ class KvEventDecoder::Impl {
   // False only when the bytes themselves are broken.
   bool read_event(MsgpackReader& in) {
     switch (in.peek()) {
-      case MsgpackType::kMap: return read_map_event(in);
-      case MsgpackType::kArray: return read_array_event(in);
-      default: event_.invalid = true; return in.skip();
+      case MsgpackType::kMap:
+        return read_map_event(in);
+      case MsgpackType::kArray:
+        return read_array_event(in);
+      default:
+        event_.invalid = true;
+        return in.skip();
     }
   }
 
@@ -343,13 +362,19 @@ class KvEventDecoder::Impl {
       return;
     }
     switch (event_.type) {
-      case EventType::kUnknown: ++counts_.skipped_unknown_type; return;
+      case EventType::kUnknown:
+        ++counts_.skipped_unknown_type;
+        return;
       case EventType::kCleared:
         ++counts_.cleared;
         sink.on_cleared();
         return;
-      case EventType::kStored: deliver_stored(sink); return;
-      case EventType::kRemoved: deliver_removed(sink); return;
+      case EventType::kStored:
+        deliver_stored(sink);
+        return;
+      case EventType::kRemoved:
+        deliver_removed(sink);
+        return;
     }
   }
 
@@ -445,8 +470,14 @@ KvEventDecoder& KvEventDecoder::operator=(KvEventDecoder&&) noexcept = default;
 DecodeResult KvEventDecoder::decode(std::span<const std::byte> payload, KvEventSink& sink) {
   return impl_->decode(payload, sink);
 }
-const KvEventCounts& KvEventDecoder::counts() const { return impl_->counts(); }
-std::size_t KvEventDecoder::mismatched_block_size() const { return impl_->mismatched_block_size(); }
-void KvEventDecoder::reset() { impl_->reset(); }
+const KvEventCounts& KvEventDecoder::counts() const {
+  return impl_->counts();
+}
+std::size_t KvEventDecoder::mismatched_block_size() const {
+  return impl_->mismatched_block_size();
+}
+void KvEventDecoder::reset() {
+  impl_->reset();
+}
 
 }  // namespace kvrouter

@@ -42,6 +42,8 @@ void KvEventStream::on_disconnected() {
   forget();
 }
 
-void KvEventStream::forget() { sink_.on_cleared(); }
+void KvEventStream::forget() {
+  sink_.on_cleared();
+}
 
 }  // namespace kvrouter

@@ -96,22 +96,30 @@ inline MsgpackType MsgpackReader::peek() const {
   if (b <= 0x9f) return MsgpackType::kArray;
   if (b <= 0xbf) return MsgpackType::kString;
   switch (b) {
-    case 0xc0: return MsgpackType::kNil;
+    case 0xc0:
+      return MsgpackType::kNil;
     case 0xc2:
-    case 0xc3: return MsgpackType::kBool;
+    case 0xc3:
+      return MsgpackType::kBool;
     case 0xc4:
     case 0xc5:
-    case 0xc6: return MsgpackType::kBinary;
+    case 0xc6:
+      return MsgpackType::kBinary;
     case 0xca:
-    case 0xcb: return MsgpackType::kFloat;
+    case 0xcb:
+      return MsgpackType::kFloat;
     case 0xd9:
     case 0xda:
-    case 0xdb: return MsgpackType::kString;
+    case 0xdb:
+      return MsgpackType::kString;
     case 0xdc:
-    case 0xdd: return MsgpackType::kArray;
+    case 0xdd:
+      return MsgpackType::kArray;
     case 0xde:
-    case 0xdf: return MsgpackType::kMap;
-    default: break;
+    case 0xdf:
+      return MsgpackType::kMap;
+    default:
+      break;
   }
   if (b >= 0xcc && b <= 0xd3) return MsgpackType::kInt;
   if ((b >= 0xc7 && b <= 0xc9) || (b >= 0xd4 && b <= 0xd8)) return MsgpackType::kExt;
@@ -158,8 +166,10 @@ inline bool MsgpackReader::read_uint(std::uint64_t& out) {
       out = v;
       return true;
     }
-    case 0xcf: return read_big_endian(out);
-    default: break;
+    case 0xcf:
+      return read_big_endian(out);
+    default:
+      break;
   }
   std::int64_t v = 0;
   if (!read_int(v)) return false;
@@ -182,11 +192,16 @@ inline bool MsgpackReader::read_int(std::int64_t& out) {
     return true;
   };
   switch (b) {
-    case 0xd0: return sign_extended(std::uint8_t{});
-    case 0xd1: return sign_extended(std::uint16_t{});
-    case 0xd2: return sign_extended(std::uint32_t{});
-    case 0xd3: return sign_extended(std::uint64_t{});
-    default: break;
+    case 0xd0:
+      return sign_extended(std::uint8_t{});
+    case 0xd1:
+      return sign_extended(std::uint16_t{});
+    case 0xd2:
+      return sign_extended(std::uint32_t{});
+    case 0xd3:
+      return sign_extended(std::uint64_t{});
+    default:
+      break;
   }
   std::uint64_t v = 0;
   if (!read_uint(v)) return false;
@@ -218,10 +233,14 @@ inline bool MsgpackReader::read_double(double& out) {
 inline bool MsgpackReader::read_string(std::string_view& out) {
   if (peek() != MsgpackType::kString) return fail();
   switch (*p_) {
-    case 0xd9: return take_sized<std::uint8_t>(out);
-    case 0xda: return take_sized<std::uint16_t>(out);
-    case 0xdb: return take_sized<std::uint32_t>(out);
-    default: break;
+    case 0xd9:
+      return take_sized<std::uint8_t>(out);
+    case 0xda:
+      return take_sized<std::uint16_t>(out);
+    case 0xdb:
+      return take_sized<std::uint32_t>(out);
+    default:
+      break;
   }
   const std::size_t size = *p_++ & 0x1f;
   return take(size, out);
@@ -230,9 +249,12 @@ inline bool MsgpackReader::read_string(std::string_view& out) {
 inline bool MsgpackReader::read_binary(std::string_view& out) {
   if (peek() != MsgpackType::kBinary) return fail();
   switch (*p_) {
-    case 0xc4: return take_sized<std::uint8_t>(out);
-    case 0xc5: return take_sized<std::uint16_t>(out);
-    default: return take_sized<std::uint32_t>(out);
+    case 0xc4:
+      return take_sized<std::uint8_t>(out);
+    case 0xc5:
+      return take_sized<std::uint16_t>(out);
+    default:
+      return take_sized<std::uint32_t>(out);
   }
 }
 
@@ -240,9 +262,14 @@ inline bool MsgpackReader::read_array(std::size_t& count) {
   if (peek() != MsgpackType::kArray) return fail();
   bool ok = true;
   switch (*p_) {
-    case 0xdc: ok = read_count<std::uint16_t>(count); break;
-    case 0xdd: ok = read_count<std::uint32_t>(count); break;
-    default: count = *p_++ & 0x0f;
+    case 0xdc:
+      ok = read_count<std::uint16_t>(count);
+      break;
+    case 0xdd:
+      ok = read_count<std::uint32_t>(count);
+      break;
+    default:
+      count = *p_++ & 0x0f;
   }
   // Every element takes a byte at least, so a count beyond that is a lie, told to make the reader allocate.
   return ok && (count <= remaining() || fail());
@@ -252,9 +279,14 @@ inline bool MsgpackReader::read_map(std::size_t& count) {
   if (peek() != MsgpackType::kMap) return fail();
   bool ok = true;
   switch (*p_) {
-    case 0xde: ok = read_count<std::uint16_t>(count); break;
-    case 0xdf: ok = read_count<std::uint32_t>(count); break;
-    default: count = *p_++ & 0x0f;
+    case 0xde:
+      ok = read_count<std::uint16_t>(count);
+      break;
+    case 0xdf:
+      ok = read_count<std::uint32_t>(count);
+      break;
+    default:
+      count = *p_++ & 0x0f;
   }
   return ok && (count <= remaining() / 2 || fail());
 }
@@ -269,7 +301,9 @@ inline bool MsgpackReader::skip() {
     std::size_t count = 0;
     switch (peek()) {
       case MsgpackType::kNil:
-      case MsgpackType::kBool: ++p_; break;
+      case MsgpackType::kBool:
+        ++p_;
+        break;
       case MsgpackType::kInt: {
         const std::uint8_t b = *p_;
         const std::size_t size = (b <= 0x7f || b >= 0xe0) ? 1 : std::size_t{1} + (std::size_t{1} << ((b - 0xcc) & 3));
@@ -312,7 +346,8 @@ inline bool MsgpackReader::skip() {
         p_ += size + 1;
         break;
       }
-      case MsgpackType::kInvalid: return fail();
+      case MsgpackType::kInvalid:
+        return fail();
     }
   }
   return true;

@@ -31,11 +31,21 @@ void NamespaceBuilder::add_tagged(char tag, const void* data, std::size_t size) 
   buffer_.append(static_cast<const char*>(data), size);
 }
 
-void NamespaceBuilder::add_string(std::string_view value) { add_tagged('s', value.data(), value.size()); }
-void NamespaceBuilder::add_bytes(std::string_view value) { add_tagged('b', value.data(), value.size()); }
-void NamespaceBuilder::add_int(std::int64_t value) { add_tagged('i', &value, sizeof value); }
-void NamespaceBuilder::add_float(double value) { add_tagged('f', &value, sizeof value); }
-void NamespaceBuilder::add_null() { add_tagged('n', "", 0); }
+void NamespaceBuilder::add_string(std::string_view value) {
+  add_tagged('s', value.data(), value.size());
+}
+void NamespaceBuilder::add_bytes(std::string_view value) {
+  add_tagged('b', value.data(), value.size());
+}
+void NamespaceBuilder::add_int(std::int64_t value) {
+  add_tagged('i', &value, sizeof value);
+}
+void NamespaceBuilder::add_float(double value) {
+  add_tagged('f', &value, sizeof value);
+}
+void NamespaceBuilder::add_null() {
+  add_tagged('n', "", 0);
+}
 
 void NamespaceBuilder::begin_list(std::size_t count) {
   const std::uint64_t n = count;

@@ -253,17 +253,27 @@ PrefixIndex::PrefixIndex(std::size_t num_workers) : impl_(std::make_unique<Impl>
 }
 PrefixIndex::~PrefixIndex() = default;
 
-std::size_t PrefixIndex::num_workers() const { return impl_->num_workers(); }
+std::size_t PrefixIndex::num_workers() const {
+  return impl_->num_workers();
+}
 void PrefixIndex::store(WorkerId worker, std::optional<EngineHash> parent, std::span<const StoredBlock> blocks) {
   impl_->store(worker, parent, blocks);
 }
-void PrefixIndex::remove(WorkerId worker, std::span<const EngineHash> blocks) { impl_->remove(worker, blocks); }
-void PrefixIndex::clear(WorkerId worker) { impl_->clear(worker); }
+void PrefixIndex::remove(WorkerId worker, std::span<const EngineHash> blocks) {
+  impl_->remove(worker, blocks);
+}
+void PrefixIndex::clear(WorkerId worker) {
+  impl_->clear(worker);
+}
 void PrefixIndex::find_matches(std::span<const LocalHash> blocks, std::span<std::uint32_t> overlap) const {
   assert(overlap.size() == num_workers());
   impl_->find_matches(blocks, overlap);
 }
-std::size_t PrefixIndex::held_blocks(WorkerId worker) const { return impl_->held_blocks(worker); }
-PrefixIndexStats PrefixIndex::stats() const { return impl_->stats(); }
+std::size_t PrefixIndex::held_blocks(WorkerId worker) const {
+  return impl_->held_blocks(worker);
+}
+PrefixIndexStats PrefixIndex::stats() const {
+  return impl_->stats();
+}
 
 }  // namespace kvrouter

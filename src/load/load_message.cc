@@ -11,7 +11,9 @@ using nlohmann::json;
 
 constexpr std::int64_t kMaxQueue = 1'000'000'000;  // beyond it a count is a lie
 
-LoadOrError failure(std::string what) { return {{}, std::move(what)}; }
+LoadOrError failure(std::string what) {
+  return {{}, std::move(what)};
+}
 
 bool read_count(const json& value, std::int64_t& out) {
   if (!value.is_number()) return false;

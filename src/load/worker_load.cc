@@ -12,7 +12,9 @@ void LoadTable::update(WorkerId worker, const WorkerLoad& load) {
   entry.running.store(load.running, std::memory_order_relaxed);
 }
 
-void LoadTable::add_waiting(WorkerId worker) { entries_[worker].waiting.fetch_add(1, std::memory_order_relaxed); }
+void LoadTable::add_waiting(WorkerId worker) {
+  entries_[worker].waiting.fetch_add(1, std::memory_order_relaxed);
+}
 
 WorkerLoad LoadTable::get(WorkerId worker) const {
   const Entry& entry = entries_[worker];

@@ -43,6 +43,8 @@ class LinearPolicy final : public Policy {
 
 }  // namespace
 
-std::unique_ptr<Policy> make_linear_policy() { return std::make_unique<LinearPolicy>(); }
+std::unique_ptr<Policy> make_linear_policy() {
+  return std::make_unique<LinearPolicy>();
+}
 
 }  // namespace kvrouter

@@ -10,7 +10,8 @@ struct Entry {
   std::unique_ptr<Policy> (*make)();
 };
 
-constexpr std::array kPolicies = {  // sorted by name
+constexpr std::array kPolicies = {
+    // sorted by name
     Entry{"linear", make_linear_policy},
     Entry{"round_robin", make_round_robin_policy},
 };

@@ -111,9 +111,12 @@ class Connections::Impl {
 
   static void serve(const Item& item) {
     switch (item.source) {
-      case Source::kKvEvents: return item.link->read_kv_events();
-      case Source::kLoad: return item.link->read_load();
-      case Source::kMonitor: return item.link->update_connections();
+      case Source::kKvEvents:
+        return item.link->read_kv_events();
+      case Source::kLoad:
+        return item.link->read_load();
+      case Source::kMonitor:
+        return item.link->update_connections();
     }
   }
 
@@ -129,7 +132,11 @@ class Connections::Impl {
 Connections::Connections(const Context& context, bool kv_events) : impl_(std::make_unique<Impl>(context, kv_events)) {}
 Connections::~Connections() = default;
 
-WorkerState Connections::state(WorkerId worker) const { return impl_->link(worker).state(); }
-void Connections::describe(WorkerId worker, WorkerStatus& status) const { impl_->link(worker).describe(status); }
+WorkerState Connections::state(WorkerId worker) const {
+  return impl_->link(worker).state();
+}
+void Connections::describe(WorkerId worker, WorkerStatus& status) const {
+  impl_->link(worker).describe(status);
+}
 
 }  // namespace kvrouter

@@ -13,9 +13,7 @@ namespace kvrouter {
 
 class LatencyHistogram {
  public:
-  void record(std::uint64_t nanoseconds) {
-    buckets_[bucket_of(nanoseconds)].fetch_add(1, std::memory_order_relaxed);
-  }
+  void record(std::uint64_t nanoseconds) { buckets_[bucket_of(nanoseconds)].fetch_add(1, std::memory_order_relaxed); }
 
   std::uint64_t count() const {
     std::uint64_t total = 0;

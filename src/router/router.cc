@@ -233,12 +233,24 @@ class Router::Impl {
 Router::Router(RouterOptions options) : impl_(std::make_unique<Impl>(std::move(options))) {}
 Router::~Router() = default;
 
-void Router::start(bool kv_events) { impl_->start(kv_events); }
-void Router::stop() { impl_->stop(); }
-bool Router::running() const { return impl_->running(); }
-std::size_t Router::num_workers() const { return impl_->options().workers.size(); }
-std::size_t Router::block_size() const { return impl_->options().block_size; }
-const std::string& Router::policy() const { return impl_->options().policy; }
+void Router::start(bool kv_events) {
+  impl_->start(kv_events);
+}
+void Router::stop() {
+  impl_->stop();
+}
+bool Router::running() const {
+  return impl_->running();
+}
+std::size_t Router::num_workers() const {
+  return impl_->options().workers.size();
+}
+std::size_t Router::block_size() const {
+  return impl_->options().block_size;
+}
+const std::string& Router::policy() const {
+  return impl_->options().policy;
+}
 Choice Router::choose(std::span<const LocalHash> blocks, std::size_t num_tokens) {
   return impl_->choose(blocks, num_tokens);
 }
@@ -251,13 +263,23 @@ Decision Router::explain(std::span<const LocalHash> blocks, std::size_t num_toke
   decision.choice = choice;
   return decision;
 }
-WorkerId Router::round_robin() { return impl_->round_robin(); }
-void Router::reset(std::optional<WorkerId> worker) { impl_->reset(worker); }
-RouterStatus Router::status() const { return impl_->status(); }
+WorkerId Router::round_robin() {
+  return impl_->round_robin();
+}
+void Router::reset(std::optional<WorkerId> worker) {
+  impl_->reset(worker);
+}
+RouterStatus Router::status() const {
+  return impl_->status();
+}
 std::optional<RouterNotice> Router::next_notice(std::chrono::milliseconds timeout) {
   return impl_->next_notice(timeout);
 }
-PrefixIndex& Router::index() { return impl_->index(); }
-LoadTable& Router::loads() { return impl_->loads(); }
+PrefixIndex& Router::index() {
+  return impl_->index();
+}
+LoadTable& Router::loads() {
+  return impl_->loads();
+}
 
 }  // namespace kvrouter

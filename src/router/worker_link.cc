@@ -19,10 +19,7 @@ constexpr seconds kNoEventsGrace{10};
 }  // namespace
 
 WorkerLink::WorkerLink(zmq::context_t& zmq, WorkerId worker, const Context& context)
-    : worker_(worker),
-      context_(context),
-      sink_(context.index, worker),
-      stream_(context.options.block_size, sink_) {
+    : worker_(worker), context_(context), sink_(context.index, worker), stream_(context.options.block_size, sink_) {
   const WorkerEndpoints& endpoints = context.options.workers[worker];
   if (context.kv_events && !endpoints.kv_events.empty()) {
     kv_.emplace(zmq, Channel::Kind::kKvEvents, endpoints.kv_events, 2 * std::size_t{worker});
@@ -136,14 +133,16 @@ void WorkerLink::update_state(Clock::time_point now) {
     }
     return;
   }
-  if (before != WorkerState::kUp || !ever) return;
-  const Clock::time_point lost = std::max(kv_ ? kv_->changed_at() : Clock::time_point{},
-                                          load_ ? load_->changed_at() : Clock::time_point{});
+  // Also one that was up and lost between two ticks, and so never seen up here.
+  if (before == WorkerState::kDown || !ever) return;
+  const Clock::time_point lost =
+      std::max(kv_ ? kv_->changed_at() : Clock::time_point{}, load_ ? load_->changed_at() : Clock::time_point{});
   if (now - lost < kLossGrace) return;
   state_.store(WorkerState::kDown, std::memory_order_relaxed);
   context_.loads.update(worker_, {});
   told_kv_lost_ = told_load_lost_ = true;
-  tell(Notice::Level::kWarning, "is gone: its connections are closed. Requests go to the other workers until it is back");
+  tell(Notice::Level::kWarning,
+       "is gone: its connections are closed. Requests go to the other workers until it is back");
 }
 
 void WorkerLink::tell_silence(Clock::time_point now) {
@@ -152,13 +151,16 @@ void WorkerLink::tell_silence(Clock::time_point now) {
     const bool no_kv = kv_ && !kv_->ever_connected();
     const bool no_load = load_ && !load_->ever_connected();
     const bool metrics = metrics_ever_ok_.load(std::memory_order_relaxed);
-    const std::string kv_help = "start it with --kv-events-config (kvrouter.vllm.kv_events_config gives it), or check "
-                                "base_kv_events_port, worker_ports and worker_addresses";
-    const std::string load_help = "start it with the kvrouter package installed and KVROUTER_LOAD_ENDPOINT set, or "
-                                  "check base_metrics_port";
+    const std::string kv_help =
+        "start it with --kv-events-config (kvrouter.vllm.kv_events_config gives it), or check "
+        "base_kv_events_port, worker_ports and worker_addresses";
+    const std::string load_help =
+        "start it with the kvrouter package installed and KVROUTER_LOAD_ENDPOINT set, or "
+        "check base_metrics_port";
     if (no_kv && no_load && !metrics) {
-      tell(Notice::Level::kWarning, "cannot be reached: nothing answers at " + kv_->endpoint() + " (KV events) nor at " +
-                                        load_->endpoint() + " (load). Until then it gets requests by turns. " +
+      tell(Notice::Level::kWarning, "cannot be reached: nothing answers at " + kv_->endpoint() +
+                                        " (KV events) nor at " + load_->endpoint() +
+                                        " (load). Until then it gets requests by turns. " +
                                         "If it is still starting, it will be found; otherwise " + kv_help);
     } else {
       if (no_kv) {
@@ -195,8 +197,8 @@ void WorkerLink::tell_silence(Clock::time_point now) {
   }
   if (!told_load_lost_ && lost(load_)) {
     told_load_lost_ = true;
-    tell(Notice::Level::kWarning, "has closed its load publisher at " + load_->endpoint() +
-                                      ": its last load counts until it is back");
+    tell(Notice::Level::kWarning,
+         "has closed its load publisher at " + load_->endpoint() + ": its last load counts until it is back");
   }
 }
 
@@ -204,7 +206,8 @@ void WorkerLink::tell_trouble(Clock::time_point now) {
   const std::size_t announced = stream_.mismatched_block_size();
   if (announced != told_block_size_) {
     told_block_size_ = announced;
-    tell(Notice::Level::kError, "has KV blocks of " + std::to_string(announced) + " tokens, the router's block_size is " +
+    tell(Notice::Level::kError, "has KV blocks of " + std::to_string(announced) +
+                                    " tokens, the router's block_size is " +
                                     std::to_string(context_.options.block_size) +
                                     ": its KV events cannot be used. Set block_size (router) and --block-size (vLLM) "
                                     "to the same value");

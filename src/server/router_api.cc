@@ -9,7 +9,9 @@ using nlohmann::json;
 
 constexpr std::string_view kJson = "application/json";
 
-ApiAnswer failure(unsigned status, const std::string& detail) { return {status, json{{"detail", detail}}.dump()}; }
+ApiAnswer failure(unsigned status, const std::string& detail) {
+  return {status, json{{"detail", detail}}.dump()};
+}
 
 struct Query {
   std::vector<LocalHash> hashes;
@@ -37,18 +39,24 @@ std::string parse_query(const std::string& body, Query& query) {
 
 std::string_view name_of(WorkerState state) {
   switch (state) {
-    case WorkerState::kConnecting: return "connecting";
-    case WorkerState::kUp: return "up";
-    case WorkerState::kDown: return "down";
+    case WorkerState::kConnecting:
+      return "connecting";
+    case WorkerState::kUp:
+      return "up";
+    case WorkerState::kDown:
+      return "down";
   }
   return "";
 }
 
 std::string_view name_of(LoadSource source) {
   switch (source) {
-    case LoadSource::kNone: return "none";
-    case LoadSource::kMessages: return "messages";
-    case LoadSource::kMetrics: return "metrics";
+    case LoadSource::kNone:
+      return "none";
+    case LoadSource::kMessages:
+      return "messages";
+    case LoadSource::kMetrics:
+      return "metrics";
   }
   return "";
 }
@@ -83,20 +91,20 @@ json describe(const Router& router) {
   const RouterStatus status = router.status();
   json workers = json::array();
   for (WorkerId w = 0; w < status.workers.size(); ++w) workers.push_back(describe(w, status.workers[w]));
-  return {{"block_size", router.block_size()},
-          {"policy", router.policy()},
-          {"decisions", status.decisions},
-          {"fallbacks", status.fallbacks},
-          {"decision_us", {{"p50", status.decision_p50_us}, {"p99", status.decision_p99_us}}},
-          {"index", {{"blocks", status.index.blocks}, {"pairs", status.index.pairs}, {"orphans", status.index.orphans}}},
-          {"workers", std::move(workers)}};
+  return {
+      {"block_size", router.block_size()},
+      {"policy", router.policy()},
+      {"decisions", status.decisions},
+      {"fallbacks", status.fallbacks},
+      {"decision_us", {{"p50", status.decision_p50_us}, {"p99", status.decision_p99_us}}},
+      {"index", {{"blocks", status.index.blocks}, {"pairs", status.index.pairs}, {"orphans", status.index.orphans}}},
+      {"workers", std::move(workers)}};
 }
 
 ApiAnswer route(Router& router, const std::string& body, bool round_robin) {
   Query query;
   if (const std::string error = parse_query(body, query); !error.empty()) return failure(400, error);
-  const Choice choice =
-      round_robin ? Choice{router.round_robin(), 0} : router.choose(query.hashes, query.num_tokens);
+  const Choice choice = round_robin ? Choice{router.round_robin(), 0} : router.choose(query.hashes, query.num_tokens);
   return {200, "{\"worker_id\":" + std::to_string(choice.worker) +
                    ",\"overlap_blocks\":" + std::to_string(choice.overlap_blocks) + "}"};
 }

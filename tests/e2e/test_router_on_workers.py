@@ -1,4 +1,4 @@
-"""The router in front of real workers: what it predicts is what they serve from cache, and it lives through their faults.
+"""The router in front of workers: what it predicts is what they serve from cache, and it lives through their faults.
 
 Each test runs on simulated workers and, marked ``vllm``, on real ones.
 """
@@ -115,8 +115,9 @@ def test_predicted_overlap_is_what_the_worker_serves(fleet):
             wait_for_quiet(router)
         status = router.status()
     assert agreed >= 0.99 * len(prompts), f"{agreed} of {len(prompts)}"
-    assert all(worker["gaps"] == worker["malformed_batches"] == worker["skipped_events"] == 0
-               for worker in status["workers"])
+    assert all(
+        worker["gaps"] == worker["malformed_batches"] == worker["skipped_events"] == 0 for worker in status["workers"]
+    )
     assert all(worker["load_source"] == "messages" for worker in status["workers"])
 
 

@@ -9,6 +9,7 @@ import random
 from types import SimpleNamespace
 
 import pytest
+
 from kvrouter._core import SimEngine
 
 pytestmark = pytest.mark.vllm

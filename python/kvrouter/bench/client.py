@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -330,4 +331,10 @@ async def _read_stream(content: aiohttp.StreamReader) -> _Answer:
 def _reason(error: BaseException) -> str:
     if isinstance(error, asyncio.TimeoutError):
         return "no answer in time"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return f"cannot connect ({os.strerror(error.os_error.errno) if error.os_error.errno else error.os_error})"
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "the connection was lost in mid-answer"
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "it closed the connection"
     return str(error) or type(error).__name__

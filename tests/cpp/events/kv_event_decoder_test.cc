@@ -228,8 +228,8 @@ RC_GTEST_PROP(KvEventDecoderProperty, ArbitraryBytes_NeverCrash, (const std::vec
 }
 
 RC_GTEST_PROP(KvEventDecoderProperty, MutatedBatches_NeverCrash, ()) {
-  std::string batch = batch_of({stored_map(kTwoBlocks, pair("group_idx", 1), 1), removed_map({1, 2}), cleared_map(),
-                                stored_array(kTwoBlocks)});
+  std::string batch = batch_of(
+      {stored_map(kTwoBlocks, pair("group_idx", 1), 1), removed_map({1, 2}), cleared_map(), stored_array(kTwoBlocks)});
   const auto flips = *rc::gen::container<std::vector<std::pair<std::size_t, char>>>(
       rc::gen::pair(rc::gen::inRange<std::size_t>(0, batch.size()), rc::gen::arbitrary<char>()));
   for (const auto& [at, value] : flips) batch[at] = value;

@@ -31,7 +31,9 @@ RC_GTEST_PROP(BlockHash, HashesOfASequence_AreThoseOfItsFullBlocks, (const std::
   }
 }
 
-TEST(NamespaceBuilder, NothingAdded_IsTheBase) { EXPECT_EQ(NamespaceBuilder(42).finish(), 42u); }
+TEST(NamespaceBuilder, NothingAdded_IsTheBase) {
+  EXPECT_EQ(NamespaceBuilder(42).finish(), 42u);
+}
 
 TEST(NamespaceBuilder, TypeLengthAndOrder_AllCount) {
   const auto built = [](auto add) {

@@ -24,7 +24,9 @@ void store(PrefixIndex& index, WorkerId worker, std::optional<EngineHash> parent
   index.store(worker, parent, blocks);
 }
 
-void remove(PrefixIndex& index, WorkerId worker, std::vector<EngineHash> blocks) { index.remove(worker, blocks); }
+void remove(PrefixIndex& index, WorkerId worker, std::vector<EngineHash> blocks) {
+  index.remove(worker, blocks);
+}
 
 TEST(PrefixIndex, Empty_MatchesNothing) {
   PrefixIndex index(2);

@@ -20,15 +20,13 @@ TEST(LoadMessage, Valid) {
 }
 
 TEST(LoadMessage, Invalid_SaysWhy) {
-  for (const char* text : {"", "[]", "{", "{}", R"({"kv_cache_usage": 0.1})", R"({"num_waiting_reqs": 1})",
-                           R"({"kv_cache_usage": 1.1, "num_waiting_reqs": 1})",
-                           R"({"kv_cache_usage": -0.1, "num_waiting_reqs": 1})",
-                           R"({"kv_cache_usage": "0.1", "num_waiting_reqs": 1})",
-                           R"({"kv_cache_usage": 0.1, "num_waiting_reqs": -1})",
-                           R"({"kv_cache_usage": 0.1, "num_waiting_reqs": 1.5})",
-                           R"({"kv_cache_usage": 0.1, "num_waiting_reqs": 1e300})",
-                           R"({"kv_cache_usage": NaN, "num_waiting_reqs": 1})",
-                           R"({"kv_cache_usage": 0.1, "num_waiting_reqs": 1, "num_running_reqs": null})"}) {
+  for (const char* text :
+       {"", "[]", "{", "{}", R"({"kv_cache_usage": 0.1})", R"({"num_waiting_reqs": 1})",
+        R"({"kv_cache_usage": 1.1, "num_waiting_reqs": 1})", R"({"kv_cache_usage": -0.1, "num_waiting_reqs": 1})",
+        R"({"kv_cache_usage": "0.1", "num_waiting_reqs": 1})", R"({"kv_cache_usage": 0.1, "num_waiting_reqs": -1})",
+        R"({"kv_cache_usage": 0.1, "num_waiting_reqs": 1.5})", R"({"kv_cache_usage": 0.1, "num_waiting_reqs": 1e300})",
+        R"({"kv_cache_usage": NaN, "num_waiting_reqs": 1})",
+        R"({"kv_cache_usage": 0.1, "num_waiting_reqs": 1, "num_running_reqs": null})"}) {
     EXPECT_FALSE(parse_load_message(text).ok()) << text;
   }
   EXPECT_FALSE(parse_load_message(std::string(60'000, '[')).ok());
@@ -108,10 +106,11 @@ TEST(MetricsScraper, ReadsARealPageAgainAndAgain) {
   MetricsScraper scraper({"", "http://127.0.0.1:" + std::to_string(server.port())},
                          {.interval = std::chrono::milliseconds(5),
                           .wanted = [](WorkerId) { return true; },
-                          .on_load = [&](WorkerId worker, const LoadOrError& result) {
-                            EXPECT_EQ(worker, 1u);
-                            reports.add(result);
-                          }});
+                          .on_load =
+                              [&](WorkerId worker, const LoadOrError& result) {
+                                EXPECT_EQ(worker, 1u);
+                                reports.add(result);
+                              }});
   const auto results = reports.wait_for(3);
   ASSERT_GE(results.size(), 3u);
   for (const LoadOrError& result : results) EXPECT_EQ(result.load, (WorkerLoad{0.5, 2, 4})) << result.error;
@@ -134,8 +133,10 @@ TEST(MetricsScraper, NobodyThere_IsReported) {
 }
 
 TEST(MetricsScraper, Url_IsChecked) {
-  for (const char* url : {"http://h:1", "http://[::1]:80", "http://h:1/", ""}) EXPECT_NO_THROW(validate_worker_url(url));
-  for (const char* url : {"h:1", "https://h:1", "http://h", "http://:1", "http://h:", "http://h:x", "http://h:1/path"}) {
+  for (const char* url : {"http://h:1", "http://[::1]:80", "http://h:1/", ""})
+    EXPECT_NO_THROW(validate_worker_url(url));
+  for (const char* url :
+       {"h:1", "https://h:1", "http://h", "http://:1", "http://h:", "http://h:x", "http://h:1/path"}) {
     EXPECT_THROW(validate_worker_url(url), std::invalid_argument) << url;
   }
 }

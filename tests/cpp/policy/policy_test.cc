@@ -11,7 +11,9 @@ namespace {
 
 class CountingRandom final : public Random {
  public:
-  std::uint64_t next() override { return state_ = state_ * 6364136223846793005ull + 1442695040888963407ull, state_ >> 33; }
+  std::uint64_t next() override {
+    return state_ = state_ * 6364136223846793005ull + 1442695040888963407ull, state_ >> 33;
+  }
 
  private:
   std::uint64_t state_ = 1;
@@ -50,12 +52,12 @@ TEST(LinearPolicy, TheGuidesExample) {
 
 RC_GTEST_PROP(LinearPolicy, ScoresAreTheFormula_AndTheBestAvailableWins, ()) {
   const auto workers = *rc::gen::suchThat(
-      rc::gen::container<std::vector<WorkerView>>(rc::gen::map(
-          rc::gen::tuple(rc::gen::inRange<std::uint32_t>(0, 11), rc::gen::inRange(0, 11),
-                         rc::gen::inRange<std::int64_t>(0, 60), rc::gen::arbitrary<bool>()),
-          [](const auto& t) {
-            return WorkerView{std::get<0>(t), std::get<1>(t) / 10.0, std::get<2>(t), std::get<3>(t)};
-          })),
+      rc::gen::container<std::vector<WorkerView>>(
+          rc::gen::map(rc::gen::tuple(rc::gen::inRange<std::uint32_t>(0, 11), rc::gen::inRange(0, 11),
+                                      rc::gen::inRange<std::int64_t>(0, 60), rc::gen::arbitrary<bool>()),
+                       [](const auto& t) {
+                         return WorkerView{std::get<0>(t), std::get<1>(t) / 10.0, std::get<2>(t), std::get<3>(t)};
+                       })),
       [](const auto& list) { return std::any_of(list.begin(), list.end(), [](auto& w) { return w.available; }); });
   const auto num_tokens = *rc::gen::inRange<std::size_t>(640, 700);
   const auto policy = make_policy("linear");

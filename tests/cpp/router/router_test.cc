@@ -23,7 +23,9 @@ using namespace std::chrono_literals;
 constexpr std::size_t kBlock = 4;
 const std::vector<TokenId> kTokens = {1, 2, 3, 4, 5, 6, 7, 8};
 
-std::string stored_batch() { return batch_of({stored_map({{11, 12}, std::nullopt, {1, 2, 3, 4, 5, 6, 7, 8}, kBlock})}); }
+std::string stored_batch() {
+  return batch_of({stored_map({{11, 12}, std::nullopt, {1, 2, 3, 4, 5, 6, 7, 8}, kBlock})});
+}
 
 RouterOptions options_for(std::size_t num_workers) {
   RouterOptions options;

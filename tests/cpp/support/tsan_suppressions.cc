@@ -2,4 +2,6 @@
 // operations it does so with.  What the library's own threads touch is left out; our threads are not.
 extern "C" const char* __tsan_default_suppressions();
 
-extern "C" const char* __tsan_default_suppressions() { return "called_from_lib:libzmq.so\nrace:libzmq.so\n"; }
+extern "C" const char* __tsan_default_suppressions() {
+  return "called_from_lib:libzmq.so\nrace:libzmq.so\n";
+}
