@@ -4,11 +4,12 @@
 // index answers exactly that, whatever the order of events: a child that is stored before its parent, or whose parent
 // has been removed, is remembered, and counts again as soon as the blocks before it are held.
 //
-// A block is identified by its whole prefix: a 64-bit chain of local hashes from the sequence's start.  Workers name
-// their blocks by engine hashes of their own, which are looked up per worker and never compared across workers.
+// Workers name their blocks by engine hashes of their own, which are looked up per worker and never compared across
+// workers.  A worker that calls two different prefixes by one name contradicts itself: what it holds is forgotten, and
+// the event that showed it is applied to the empty state.
 //
-// Threads: every method may be called from any thread.  An event is applied as a whole: a look-up sees all of it or
-// nothing.
+// Threads: events are applied one at a time (a mutex among writers).  Look-ups take no lock and never wait, neither for
+// writers nor for each other, and see each event as a whole or not at all.
 #pragma once
 
 #include <cstddef>
@@ -25,11 +26,12 @@ namespace kvrouter {
 using WorkerId = std::uint32_t;
 
 struct PrefixIndexStats {
-  std::size_t blocks = 0;              // distinct prefixes held by at least one worker
+  std::size_t blocks = 0;              // distinct blocks in the tree
   std::size_t pairs = 0;               // (worker, block) pairs
   std::size_t orphans = 0;             // blocks whose place is not known yet, because their parent is not
   std::uint64_t orphans_dropped = 0;   // over the limit of orphans a worker may have
   std::uint64_t unknown_removals = 0;  // removals of blocks that the worker was not known to hold
+  std::uint64_t contradictions = 0;    // events in which a worker called two prefixes by one name
 };
 
 class PrefixIndex {

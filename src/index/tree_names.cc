@@ -1,0 +1,122 @@
+// Names: which block a worker means by an engine hash.
+//
+// Every block goes by the name under which it was first stored (its common name, in the run store and the name table),
+// or by none (kNoName) if that name stands for another block already.  Workers that use other names have aliases.
+#include "index/tree.h"
+
+namespace kvrouter {
+namespace {
+
+constexpr EngineHash kNoName = 0;  // a worker that does call a block 0 has an alias for it
+
+constexpr std::uint32_t kAhead = 16;  // how far ahead of its use a name's place in the table is fetched
+
+}  // namespace
+
+bool Tree::holds_by_common_name(WorkerId worker, BlockId block) {
+  const NodeId node = runs_.node(block);
+  return coverage(node, worker) > block - nodes_.info(node).start && workers_[worker].by_common_name(block);
+}
+
+std::optional<BlockId> Tree::find_held(WorkerId worker, EngineHash name) {
+  const WorkerNames& names = workers_[worker];
+  if (!names.plain()) {
+    if (const BlockId* block = names.aliases.find(name)) return *block;
+  }
+  if (name == kNoName) return std::nullopt;
+  const BlockId block = names_.find(name);
+  if (block == NameTable::kNone || !holds_by_common_name(worker, block)) return std::nullopt;
+  return block;
+}
+
+void Tree::name_standing_block(WorkerId worker, EngineHash name, BlockId block) {
+  WorkerNames& names = workers_[worker];
+  EngineHash& common = runs_.engine(block);
+  if (names.plain() && common == name && name != kNoName) return;  // the usual case
+
+  const std::optional<BlockId> known = find_held(worker, name);
+  if (known == block) return;
+  if (known) {
+    contradicted_ = true;
+    return;
+  }
+  const NodeId node = runs_.node(block);
+  const std::uint32_t offset = block - nodes_.info(node).start;
+  const bool held = coverage(node, worker) > offset;
+  if (common == name && name != kNoName) {
+    if (held) names.add_common_name(block);
+    return;
+  }
+  if (!held && coverage_of_others(node, worker) <= offset) {  // nobody holds it: its name is free to change
+    if (common != kNoName) names_.erase(common, block);
+    name_new_block(worker, name, block);
+    return;
+  }
+  names.add_alias(name, block, held);
+}
+
+void Tree::name_new_block(WorkerId worker, EngineHash name, BlockId block) {
+  WorkerNames& names = workers_[worker];
+  runs_.engine(block) = name;
+  if (!names.plain() && names.aliases.find(name)) {
+    contradicted_ = true;
+  } else if (name != kNoName) {
+    const BlockId other = names_.insert(name, block);
+    if (other == NameTable::kNone) return;
+    contradicted_ = contradicted_ || holds_by_common_name(worker, other);
+  }
+  runs_.engine(block) = kNoName;
+  if (!contradicted_) names.add_alias(name, block, false);
+}
+
+void Tree::forget_names(BlockId begin, BlockId end) {
+  for (BlockId block = begin; block < end; ++block) {
+    if (block + kAhead < end) names_.prefetch(runs_.engine(block + kAhead));
+    const EngineHash name = runs_.engine(block);
+    if (name != kNoName) names_.erase(name, block);
+  }
+}
+
+void Tree::add_orphan(WorkerNames& names, EngineHash parent, StoredBlock block) {
+  if (names.orphans.size() >= PrefixIndex::kMaxOrphansPerWorker) {
+    ++orphans_dropped_;
+  } else {
+    names.orphans.add(parent, block);
+  }
+}
+
+void Tree::remove(WorkerId worker, std::span<const EngineHash> engine_hashes) {
+  WorkerNames& names = workers_[worker];
+  lost_.clear();
+  for (std::size_t i = 0; i < engine_hashes.size(); ++i) {
+    if (i + kAhead < engine_hashes.size()) names_.prefetch(engine_hashes[i + kAhead]);
+    const EngineHash name = engine_hashes[i];
+    if (!names.plain()) {
+      if (const BlockId* alias = names.aliases.find(name)) {
+        const BlockId block = *alias;
+        if (names.drop_alias(name, block)) lost_.push_back(block);
+        continue;
+      }
+    }
+    const BlockId block = name == kNoName ? NameTable::kNone : names_.find(name);
+    if (block != NameTable::kNone && holds_by_common_name(worker, block)) {
+      if (names.drop_common_name(block)) lost_.push_back(block);
+    } else if (!names.orphans.remove(name)) {
+      ++unknown_removals_;
+    }
+  }
+  lose_blocks(worker, lost_);
+}
+
+void Tree::add_to(PrefixIndexStats& stats) const {
+  stats.blocks += num_blocks_;
+  for (WorkerId w = 0; w < num_workers_; ++w) {
+    stats.pairs += held_blocks(w);
+    stats.orphans += workers_[w].orphans.size();
+  }
+  stats.orphans_dropped += orphans_dropped_;
+  stats.unknown_removals += unknown_removals_;
+  stats.contradictions += contradictions_;
+}
+
+}  // namespace kvrouter

@@ -1,0 +1,140 @@
+#include "index/tree_reader.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <vector>
+
+namespace kvrouter {
+namespace {
+
+constexpr auto kAcquire = std::memory_order_acquire;
+
+struct Visited {
+  const Node* node;
+  std::uint32_t version;
+};
+
+void record(std::uint64_t workers, std::size_t word, std::uint32_t depth, std::span<std::uint32_t> overlap) {
+  for (; workers; workers &= workers - 1) {
+    overlap[word * 64 + static_cast<std::size_t>(std::countr_zero(workers))] = depth;
+  }
+}
+
+std::size_t matching(const std::atomic<LocalHash>* run, std::span<const LocalHash> blocks) {
+  std::size_t n = 0;
+  while (n < blocks.size() && run[n].load(kAcquire) == blocks[n]) ++n;
+  return n;
+}
+
+// One walk from the root.  kWords: words of a set of workers; 0: as many as the layout says.
+template <std::size_t kWords>
+class Walk {
+ public:
+  Walk(const Tree& tree, std::span<const LocalHash> blocks, std::span<std::uint32_t> overlap)
+      : tree_(tree), blocks_(blocks), overlap_(overlap), words_(kWords ? kWords : tree.layout().words) {
+    if constexpr (kWords == 0) alive_.resize(words_), full_.resize(words_);
+  }
+
+  // False if the writer has come in between, and the result is to be thrown away.
+  bool run() {
+    std::fill(overlap_.begin(), overlap_.end(), 0);
+    visited().clear();
+    std::fill(alive_.begin(), alive_.end(), ~std::uint64_t{0});
+    depth_ = 0;
+    const std::uint32_t generation = tree_.edges().generation();
+    SpaceId space = kRootSpace;
+    bool goes_on = true;
+    while (goes_on && depth_ < blocks_.size()) {
+      const Node* node = tree_.edges().find(space, blocks_[depth_]);
+      if (!node) break;
+      const std::uint32_t version = node->version.load(kAcquire);
+      if (version % 2 != 0) return false;
+      if (node->parent.load(kAcquire) != space) {
+        if (tree_.edges().find(space, blocks_[depth_]) != node) return false;
+        break;  // another edge has this one's place in the table
+      }
+      visited().push_back({node, version});
+      // The length before the run: a run that is replaced is replaced by a longer one first.
+      const std::size_t length = node->length.load(kAcquire);
+      const std::atomic<LocalHash>* run = node->run.load(kAcquire);
+      space = node->children.load(kAcquire);
+      const std::size_t matched = matching(run, blocks_.subspan(depth_, std::min(length, blocks_.size() - depth_)));
+      goes_on = pass(*node, static_cast<std::uint32_t>(matched), matched == length);
+    }
+    if (goes_on && depth_ > 0) {
+      for (std::size_t i = 0; i < words_; ++i) record(alive_[i], i, depth_, overlap_);
+    }
+    return std::all_of(visited().begin(), visited().end(),
+                       [](const Visited& v) { return v.node->version.load(kAcquire) == v.version; }) &&
+           tree_.edges().generation() == generation;
+  }
+
+ private:
+  // Takes the walk over `matched` blocks of the node (`whole`: all of them).  Records the overlap of the workers that
+  // hold less; whether any is left.
+  bool pass(const Node& node, std::uint32_t matched, bool whole) {
+    // The bits of those who hold all before the entries of those who hold a part: see node.h.
+    for (std::size_t i = 0; i < words_; ++i) full_[i] = node.full()[i].load(kAcquire);
+    std::uint64_t any = 0;
+    for (std::size_t i = 0; i < words_; ++i) {
+      const std::uint64_t stay = alive_[i] & full_[i];
+      if (depth_ > 0) record(alive_[i] & ~full_[i], i, depth_, overlap_);
+      if (!whole) record(stay, i, depth_ + matched, overlap_);
+      any |= stay;
+    }
+    const std::atomic<std::uint64_t>* partial = tree_.layout().partial(&node);
+    for (std::size_t i = 0; i < tree_.layout().partials; ++i) {
+      const std::uint64_t entry = partial[i].load(kAcquire);
+      if (entry == 0) continue;
+      const WorkerId worker = Partial::worker(entry);
+      const std::uint64_t bit = std::uint64_t{1} << (worker % 64);
+      if (worker < overlap_.size() && (alive_[worker / 64] & ~full_[worker / 64] & bit)) {
+        overlap_[worker] = depth_ + std::min(Partial::depth(entry), matched);
+      }
+    }
+    for (std::size_t i = 0; i < words_; ++i) alive_[i] &= full_[i];
+    depth_ += matched;
+    return whole && any;
+  }
+
+  static std::vector<Visited>& visited() {
+    thread_local std::vector<Visited> nodes;
+    return nodes;
+  }
+
+  const Tree& tree_;
+  std::span<const LocalHash> blocks_;
+  std::span<std::uint32_t> overlap_;
+  std::size_t words_;
+  std::uint32_t depth_ = 0;
+  using Words = std::conditional_t<kWords == 0, std::vector<std::uint64_t>, std::array<std::uint64_t, kWords>>;
+  Words alive_;  // workers that hold everything so far
+  Words full_;
+};
+
+template <std::size_t kWords>
+void walk(const Tree& tree, std::span<const LocalHash> blocks, std::span<std::uint32_t> overlap) {
+  Walk<kWords> walk(tree, blocks, overlap);
+  while (!walk.run()) {
+  }
+}
+
+}  // namespace
+
+void find_matches(const Tree& tree, std::span<const LocalHash> blocks, std::span<std::uint32_t> overlap) {
+  switch (tree.layout().words) {
+    case 1:
+      return walk<1>(tree, blocks, overlap);
+    case 2:
+      return walk<2>(tree, blocks, overlap);
+    case 4:
+      return walk<4>(tree, blocks, overlap);
+    case 8:
+      return walk<8>(tree, blocks, overlap);
+    default:
+      return walk<0>(tree, blocks, overlap);
+  }
+}
+
+}  // namespace kvrouter
