@@ -1,10 +1,13 @@
 # make demo    the benchmark on two real vLLM workers (ENGINE=sim: on simulated ones, in seconds)
 # make test    C++ and Python tests, end to end on real vLLM workers (ENGINE=sim: without those)
 # make lint    formatting, style and types
+# make bench   the index, decoding and decisions measured beside their peers, into docs/performance (BENCH=--quick: a
+#              trial on small streams, into out/bench)
 #
 # Each installs what it needs first: Python packages into .venv, system packages through apt (said beforehand).
 
 ENGINE ?= vllm
+BENCH ?=
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,7 +22,7 @@ export CCACHE_NOHASHDIR := 1
 CXX_SOURCES := $(shell find include src sim cmake -type f) CMakeLists.txt pyproject.toml
 ENGINE_STAMP := $(if $(filter vllm,$(ENGINE)),$(STAMPS)/vllm,)
 
-.PHONY: all demo test test-cpp test-python sanitize lint format clean help
+.PHONY: all demo test test-cpp test-python sanitize bench lint format clean help
 all: $(STAMPS)/package
 
 demo: $(STAMPS)/package $(ENGINE_STAMP)
@@ -41,6 +44,9 @@ sanitize: $(STAMPS)/system-test
 	  cmake --preset $$preset > /dev/null && cmake --build --preset $$preset --parallel $(JOBS) && \
 	  ctest --preset $$preset --parallel $(JOBS) || exit 1; \
 	done
+
+bench: $(STAMPS)/package $(STAMPS)/bench
+	$(BIN)/python benchmarks/run.py $(BENCH)
 
 lint: $(STAMPS)/package $(STAMPS)/test $(STAMPS)/lint
 	$(BIN)/clang-format --dry-run --Werror $(shell find include src sim tests/cpp -name '*.h' -o -name '*.cc')
@@ -83,6 +89,10 @@ $(STAMPS)/package: $(CXX_SOURCES) $(STAMPS)/requirements
 
 $(STAMPS)/test: requirements/test.txt $(STAMPS)/requirements
 	$(PIP) -r requirements/test.txt
+	touch $@
+
+$(STAMPS)/bench: requirements/bench.txt $(STAMPS)/requirements
+	$(PIP) -r requirements/bench.txt
 	touch $@
 
 $(STAMPS)/lint: requirements/lint.txt $(STAMPS)/system-build

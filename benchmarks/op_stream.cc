@@ -125,20 +125,17 @@ OpStream::OpStream(const std::string& path) {
 }
 
 std::size_t OpStream::event_blocks() const {
-  return std::accumulate(ops_.begin(), ops_.end(), std::size_t{0}, [](std::size_t sum, const Op& op) {
-    return sum + (op.is_event() ? op.num_blocks() : 0);
-  });
+  return std::accumulate(ops_.begin(), ops_.end(), std::size_t{0},
+                         [](std::size_t sum, const Op& op) { return sum + (op.is_event() ? op.num_blocks() : 0); });
 }
 
 std::size_t OpStream::find_blocks() const {
-  return std::accumulate(ops_.begin(), ops_.end(), std::size_t{0}, [](std::size_t sum, const Op& op) {
-    return sum + (op.is_event() ? 0 : op.num_blocks());
-  });
+  return std::accumulate(ops_.begin(), ops_.end(), std::size_t{0},
+                         [](std::size_t sum, const Op& op) { return sum + (op.is_event() ? 0 : op.num_blocks()); });
 }
 
 std::size_t OpStream::num_finds() const {
-  return static_cast<std::size_t>(
-      std::count_if(ops_.begin(), ops_.end(), [](const Op& op) { return !op.is_event(); }));
+  return static_cast<std::size_t>(std::count_if(ops_.begin(), ops_.end(), [](const Op& op) { return !op.is_event(); }));
 }
 
 void apply(PrefixIndex& index, const Op& op) {

@@ -18,9 +18,9 @@ struct Op {
 
   Kind kind;
   WorkerId worker;
-  std::optional<EngineHash> parent;         // of a store
-  std::span<const StoredBlock> stored;      // of a store
-  std::span<const std::uint64_t> hashes;    // engine hashes of a removal, local hashes of a find
+  std::optional<EngineHash> parent;       // of a store
+  std::span<const StoredBlock> stored;    // of a store
+  std::span<const std::uint64_t> hashes;  // engine hashes of a removal, local hashes of a find
 
   bool is_event() const { return kind != Kind::kFind; }
   std::size_t num_blocks() const { return kind == Kind::kStore ? stored.size() : hashes.size(); }
