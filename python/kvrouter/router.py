@@ -85,10 +85,9 @@ class KvRouter:
             seed=_random_seed() if seed is None else seed,
             startup_grace_s=startup_grace_s,
         )
-        self._lifecycle = threading.Lock()
-        self._log_thread: threading.Thread | None = None
-        # Also at interpreter exit: no thread of the core outlives the interpreter.
-        self._finalizer = weakref.finalize(self, self._core.stop)
+        self._listening = _Listening(self._core)
+        # Also at interpreter exit: no thread of the router outlives the interpreter.
+        weakref.finalize(self, self._listening.stop)
 
     @classmethod
     def from_config(cls, config: RouterConfig, num_workers: int, **options: Any) -> Self:
@@ -115,25 +114,14 @@ class KvRouter:
         enable_kv_indexer: False to listen to load only.
         Raises RuntimeError when the system refuses sockets or an address is none.
         """
-        with self._lifecycle:
-            if self._core.running:
-                return
-            self._core.start(kv_events=enable_kv_indexer)
-            self._log_thread = threading.Thread(
-                target=_forward_notices, args=(self._core,), name="kvrouter-log", daemon=True
+        if self._listening.start(enable_kv_indexer):
+            logger.info(
+                "Router started: %d workers, block_size=%d, policy=%s", self.num_workers, self.block_size, self.policy
             )
-            self._log_thread.start()
-        logger.info(
-            "Router started: %d workers, block_size=%d, policy=%s", self.num_workers, self.block_size, self.policy
-        )
 
     def close(self) -> None:
         """Stops listening.  A second call does nothing; decisions go on with what is known."""
-        with self._lifecycle:
-            self._core.stop()
-            if self._log_thread is not None:
-                self._log_thread.join(timeout=5)
-                self._log_thread = None
+        self._listening.stop()
 
     async def start_background_tasks(self, enable_kv_indexer: bool = True) -> None:
         """start(), for async callers; the router keeps running when the caller's loop ends."""
@@ -243,6 +231,34 @@ def _random_seed() -> int:
     import secrets
 
     return secrets.randbits(64)
+
+
+class _Listening:
+    """The threads between start() and close(): the core's, and the one that logs what the core has to tell."""
+
+    def __init__(self, core: _core.Router) -> None:
+        self._core = core
+        self._lock = threading.Lock()
+        self._log_thread: threading.Thread | None = None
+
+    def start(self, kv_events: bool) -> bool:
+        """False if it was running already."""
+        with self._lock:
+            if self._core.running:
+                return False
+            self._core.start(kv_events=kv_events)
+            self._log_thread = threading.Thread(
+                target=_forward_notices, args=(self._core,), name="kvrouter-log", daemon=True
+            )
+            self._log_thread.start()
+            return True
+
+    def stop(self) -> None:
+        with self._lock:
+            self._core.stop()
+            if self._log_thread is not None:
+                self._log_thread.join(timeout=5)
+                self._log_thread = None
 
 
 def _forward_notices(core: _core.Router) -> None:

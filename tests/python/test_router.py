@@ -6,6 +6,8 @@ import asyncio
 import gc
 import json
 import logging
+import subprocess
+import sys
 import threading
 import time
 
@@ -321,3 +323,10 @@ def test_status_is_plain_data():
     status = KvRouter(num_workers=2).status()
     assert json.loads(json.dumps(status)) == status
     assert [worker["state"] for worker in status["workers"]] == ["connecting", "connecting"]
+
+
+def test_interpreter_exit_with_a_running_router_is_clean():
+    program = "from kvrouter import KvRouter; router = KvRouter(num_workers=2); router.start(); print('started')"
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stdout) == (0, "started\n"), done.stderr
