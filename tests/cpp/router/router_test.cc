@@ -175,7 +175,7 @@ TEST_F(RouterOnSockets, LoadMessages_TheNewestCounts) {
   add_worker();
   start();
   ASSERT_TRUE(eventually([&] {
-    for (int i = 0; i < 1000; ++i) {
+    for (int i = 0; i < 500; ++i) {  // fewer than a publisher's queue holds: what it drops is no fault of the reader's
       workers_[0].load->send_load(R"({"kv_cache_usage": 0.1, "num_waiting_reqs": )" + std::to_string(i) + "}");
     }
     workers_[0].load->send_load(R"({"kv_cache_usage": 0.75, "num_waiting_reqs": 7})");
