@@ -39,20 +39,6 @@ class NullSink final : public KvEventSink {
   void take(std::size_t size) { asm volatile("" : : "r"(size) : "memory"); }
 };
 
-class IndexSink final : public KvEventSink {
- public:
-  IndexSink(PrefixIndex& index, WorkerId worker) : index_(index), worker_(worker) {}
-  void on_stored(std::optional<EngineHash> parent, std::span<const StoredBlock> blocks) override {
-    index_.store(worker_, parent, blocks);
-  }
-  void on_removed(std::span<const EngineHash> blocks) override { index_.remove(worker_, blocks); }
-  void on_cleared() override { index_.clear(worker_); }
-
- private:
-  PrefixIndex& index_;
-  WorkerId worker_;
-};
-
 std::uint64_t skipped(const KvEventCounts& counts) {
   return counts.skipped_unknown_type + counts.skipped_unknown_field + counts.skipped_block_size + counts.skipped_group +
          counts.skipped_medium + counts.skipped_invalid + counts.malformed_batches;
