@@ -16,6 +16,7 @@
 #include <string_view>
 
 #include "event_batches.h"
+#include "index/index_sink.h"
 #include "measure.h"
 
 namespace kvrouter::bench {
