@@ -20,6 +20,7 @@ export CCACHE_BASEDIR := $(CURDIR)
 export CCACHE_NOHASHDIR := 1
 
 CXX_SOURCES := $(shell find include src sim cmake -type f) CMakeLists.txt pyproject.toml
+CXX_FILES := $(shell find include src sim tests/cpp benchmarks -name '*.h' -o -name '*.cc')
 ENGINE_STAMP := $(if $(filter vllm,$(ENGINE)),$(STAMPS)/vllm,)
 
 .PHONY: all demo test test-cpp test-python sanitize bench lint format clean help
@@ -49,13 +50,13 @@ bench: $(STAMPS)/package $(STAMPS)/bench
 	$(BIN)/python benchmarks/run.py $(BENCH)
 
 lint: $(STAMPS)/package $(STAMPS)/test $(STAMPS)/lint
-	$(BIN)/clang-format --dry-run --Werror $(shell find include src sim tests/cpp -name '*.h' -o -name '*.cc')
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 format: $(STAMPS)/lint
-	$(BIN)/clang-format -i $(shell find include src sim tests/cpp -name '*.h' -o -name '*.cc')
+	$(BIN)/clang-format -i $(CXX_FILES)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

@@ -70,7 +70,7 @@ def plot_index(results: dict[str, Any]) -> Figure:
         axes = figure.add_subplot(2, 2, position + 1)
         _bars(axes, results["streams"], lambda record, key=key, scale=scale: _scaled(record, key, scale))  # type: ignore[misc]
         axes.set(title=title, ylabel=unit)
-    _legend(figure, results["streams"])
+    _legend(figure, [OURS, RADIX, CONCURRENT], results["streams"])
     return figure
 
 
@@ -89,7 +89,7 @@ def plot_beside_a_writer(results: dict[str, Any]) -> Figure | None:
         mark=lambda record: median(record, "find_p99_ns_quiet") / 1e3,
     )
     axes.set(title="Find p99 beside a writer at full speed (black line: without it)", ylabel="us")
-    _legend(figure, streams)
+    _legend(figure, [OURS, CONCURRENT], streams)
     return figure
 
 
@@ -163,6 +163,6 @@ def _log_scale(axes: Axes) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _legend(figure: Figure, streams: Sequence[dict[str, Any]]) -> None:
-    peers = [peer for peer in COLORS if any(peer in stream["peers"] for stream in streams)]
+def _legend(figure: Figure, shown: Sequence[str], streams: Sequence[dict[str, Any]]) -> None:
+    peers = [peer for peer in shown if any(peer in stream["peers"] for stream in streams)]
     figure.legend([Patch(color=COLORS[peer]) for peer in peers], [*peers], loc="outside lower center", ncols=len(peers))
