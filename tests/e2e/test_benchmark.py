@@ -18,6 +18,7 @@ from kvrouter.bench.client import BenchClient
 from kvrouter.bench.router_process import RouterProcess
 from kvrouter.bench.workloads import Thrash
 from kvrouter.vllm import launch_workers
+from process_state import runs
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "run_router_benchmark.py"
 COMMAND = [sys.executable, str(EXAMPLE), "--engine", "sim", "--router-port", "0"]
@@ -81,13 +82,6 @@ def wait_until(condition, timeout_s: float = 20.0) -> None:
         time.sleep(0.05)
 
 
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def test_thrash_is_where_knowing_the_caches_pays(tmp_path):
     done = run_example("--workload", "thrash", "--check-prediction", "--time-scale", "0.1", "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr
@@ -142,7 +136,7 @@ def test_interrupted_run_leaves_nothing_behind(number, status):
         process.kill()
     assert process.returncode == status, output
     assert "Traceback" not in output
-    wait_until(lambda: not any(map(alive, started)), timeout_s=5.0)
+    wait_until(lambda: not any(map(runs, started)), timeout_s=5.0)
 
 
 def test_taken_router_port_is_named():

@@ -13,11 +13,12 @@ import textwrap
 import threading
 import time
 import urllib.request
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 import zmq
+
+from process_state import runs
 
 pytestmark = pytest.mark.vllm
 
@@ -162,14 +163,6 @@ def test_worker_side_load_agrees_with_the_metrics_page(vllm_fleet, subscribe):
     assert values["vllm:num_requests_running"] == message["num_running_reqs"]
 
 
-def runs(pid):
-    """Whether a process lives; one that has ended and waits for init to take note of it does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def test_worker_side_killed_worker_leaves_no_process_and_restarts_on_its_ports(vllm_fleet, processes_under, subscribe):
     before = vllm_fleet.workers[1]
     processes = processes_under(before.pid)
@@ -211,9 +204,9 @@ def test_worker_side_launcher_killed_while_starting_leaves_no_process(tiny_model
         launcher.send_signal(signal.SIGKILL)
         launcher.wait()
     deadline = time.monotonic() + 15
-    while any(Path(f"/proc/{pid}").exists() for pid in processes) and time.monotonic() < deadline:
+    while any(map(runs, processes)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert [pid for pid in processes if Path(f"/proc/{pid}").exists()] == []
+    assert [pid for pid in processes if runs(pid)] == []
 
 
 def test_worker_side_worker_that_cannot_start_is_explained(tiny_model, tmp_path):

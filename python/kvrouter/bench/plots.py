@@ -161,7 +161,7 @@ def _distributions(
             if values:
                 x, share = ecdf(values)
                 style: dict[str, Any] = {"color": COLORS[mode], "linestyle": LINES[mode], "linewidth": 2.0}
-                label = f"{MODE_LABELS[mode]}, median {statistics.median(values):,.0f} {unit}"
+                label = f"{MODE_LABELS[mode]}, p50 {statistics.median(values):,.0f} {unit}"
                 axes.step(x, [100 * part for part in share], where="post", label=label, **style)
         _scale_x(axes)
         axes.grid(True, axis="x")

@@ -153,7 +153,7 @@ def test_distributions_have_a_panel_a_workload_and_a_curve_a_mode(plot, unit):
         assert len(axes.lines) == 2
         labels = [text.get_text() for text in axes.get_legend().get_texts()]
         for label, mode in zip(labels, MODE_LABELS.values(), strict=True):
-            assert label.startswith(mode) and "median" in label
+            assert label.startswith(mode) and "p50" in label
         for line in axes.lines:
             assert max(line.get_ydata()) == pytest.approx(100)
 

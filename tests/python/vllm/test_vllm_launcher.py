@@ -7,7 +7,6 @@ import os
 import socket
 import urllib.request
 from importlib import util
-from pathlib import Path
 
 import pytest
 
@@ -16,6 +15,7 @@ from kvrouter.vllm.engines import EngineOptions, WorkerPorts, spread_core, worke
 from kvrouter.vllm.ports import PortTakenError, find_free_ports
 from kvrouter.vllm.startup import failure_message, likely_setting
 from kvrouter.vllm.tiny_model import make_tiny_model
+from process_state import runs
 
 PORTS = WorkerPorts(http=8001, kv_events=5558, replay=5758, load=5658)
 
@@ -214,7 +214,7 @@ def test_launch_workers_sim_fleet_is_served_killed_restarted_and_stopped(tmp_pat
         assert fleet.is_alive(2)
         assert fleet.workers[2].pid != first
         pids = [worker.pid for worker in fleet.workers]
-    assert [pid for pid in pids if Path(f"/proc/{pid}").exists()] == []
+    assert [pid for pid in pids if runs(pid)] == []
     fleet.stop()
     with pytest.raises(launcher.LaunchError, match="stopped"):
         fleet.restart(0)

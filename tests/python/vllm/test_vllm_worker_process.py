@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kvrouter.vllm.worker_process import WorkerProcess
+from process_state import runs
 
 # A worker with a child, and a grandchild that leaves session and group and is deaf to SIGTERM.
 STUBBORN = textwrap.dedent(
@@ -46,18 +47,11 @@ def processes_in(log: Path, count: int, timeout_s: float = 20.0) -> list[int]:
     raise AssertionError(f"{count} processes did not start: {log.read_text()}")
 
 
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except OSError:
-        return False
-
-
 def wait_gone(pids: list[int], timeout_s: float = 15.0) -> list[int]:
     deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline and any(map(alive, pids)):
+    while time.monotonic() < deadline and any(map(runs, pids)):
         time.sleep(0.02)
-    return [pid for pid in pids if alive(pid)]
+    return [pid for pid in pids if runs(pid)]
 
 
 @pytest.fixture
@@ -73,7 +67,7 @@ def test_worker_process_terminate_ends_every_descendant(log):
     assert worker.exit_code is None
     worker.terminate()
     assert worker.wait(15.0)
-    assert [pid for pid in pids if alive(pid)] == []
+    assert [pid for pid in pids if runs(pid)] == []
     assert not worker.is_alive()
     assert worker.exit_code == -signal.SIGTERM
 
@@ -85,7 +79,7 @@ def test_worker_process_deaf_to_sigterm_is_killed_after_the_grace_period(log):
     worker.terminate()
     assert worker.wait(15.0)
     assert 0.9 < time.monotonic() - started < 6.0
-    assert [pid for pid in pids if alive(pid)] == []
+    assert [pid for pid in pids if runs(pid)] == []
     assert worker.exit_code == -signal.SIGKILL
 
 
@@ -96,7 +90,7 @@ def test_worker_process_kill_is_quick_and_takes_all(log):
     worker.kill()
     assert worker.wait(15.0)
     assert time.monotonic() - started < 5.0
-    assert [pid for pid in pids if alive(pid)] == []
+    assert [pid for pid in pids if runs(pid)] == []
     # Signals to a worker that is gone are no error.
     worker.kill()
     worker.terminate()
@@ -107,7 +101,7 @@ def test_worker_process_that_ends_by_itself_leaves_nothing_behind(log):
     assert worker.wait(15.0)
     assert worker.exit_code == 0
     pids = processes_in(log, 1)
-    assert [pid for pid in pids if alive(pid)] == []
+    assert [pid for pid in pids if runs(pid)] == []
 
 
 def test_worker_process_command_that_is_not_there_is_an_error(log):
@@ -121,7 +115,7 @@ def test_worker_process_killed_from_outside_reports_the_signal(log):
     os.kill(worker.pid, signal.SIGKILL)
     assert worker.wait(15.0)
     assert worker.exit_code == -signal.SIGKILL
-    assert [pid for pid in pids if alive(pid)] == []
+    assert [pid for pid in pids if runs(pid)] == []
 
 
 LAUNCHER = textwrap.dedent(
