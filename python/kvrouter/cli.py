@@ -76,15 +76,16 @@ def workers_table(answer: dict[str, Any], router_url: str) -> Table:
         f"{answer.get('decisions', 0)} decisions (p50 {_number(decision_us.get('p50'))} µs, "
         f"p99 {_number(decision_us.get('p99'))} µs)"
     )
-    table = Table(title=escape(title), title_justify="left")
+    # Narrow enough for a terminal of 80 columns: headings break into two lines, cells do not; addresses fold.
+    table = Table(title=escape(title), title_justify="left", padding=0)
     table.add_column("worker", justify="right")
-    table.add_column("state")
-    for heading in ("KV usage [%]", "waiting", "running"):
-        table.add_column(heading, justify="right")
-    table.add_column("load from")
-    for heading in ("cached blocks", "events", "gaps", "decisions"):
-        table.add_column(heading, justify="right")
-    table.add_column("KV events", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for heading in ("KV use\n[%]", "wait-\ning", "run-\nning"):
+        table.add_column(escape(heading), justify="right", no_wrap=True)
+    table.add_column("load\nfrom", no_wrap=True)
+    for heading in ("cached\nblocks", "events", "gaps", "deci-\nsions"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("KV events at", overflow="fold")
     for worker in answer["workers"]:
         state = str(worker.get("state", "?"))
         usage = worker.get("kv_usage")
@@ -95,7 +96,7 @@ def workers_table(answer: dict[str, Any], router_url: str) -> Table:
             *(_number(worker.get(key), 0) for key in ("waiting", "running")),
             escape(str(worker.get("load_source", "?"))),
             *(_number(worker.get(key), 0) for key in ("cached_blocks", "events", "gaps", "decisions")),
-            escape(str(worker.get("kv_events_endpoint", "?"))),
+            escape(str(worker.get("kv_events_endpoint", "?")).removeprefix("tcp://")),
         )
     return table
 
