@@ -1,6 +1,12 @@
 #include "bindings/arrays.h"
 
 #include <string>
+#include <type_traits>
+#include <utility>
+
+#if PY_VERSION_HEX < 0x030B0000
+#include <longintrepr.h>
+#endif
 
 namespace kvrouter::python {
 namespace {
@@ -46,32 +52,65 @@ void visit_elements(const AnyArray& array, Visitor&& visit) {
   }
 }
 
-// The elements as T.  Contiguous elements of T's width are used in place, once checked for their sign.
+// True if a T can hold every value whose bits are in `bits` (the values' bits, or-ed).
+template <typename T, typename Element>
+bool all_fit(std::make_unsigned_t<Element> bits) {
+  if (std::is_signed_v<Element> && static_cast<Element>(bits) < 0) return false;
+  return std::in_range<T>(bits);
+}
+
+// The elements as T.  Contiguous elements of T's width are used in place.  The range is checked over all elements at
+// once, which compilers turn into vector code; which one was out of range is looked for only then.
 template <typename T>
 std::span<const T> narrow(const AnyArray& array, std::vector<T>& buffer, const char* what, const char* range) {
   std::span<const T> result;
   const std::size_t size = array.shape(0);
   visit_elements(array, [&](const auto* data, std::int64_t stride) {
     using Element = std::remove_cv_t<std::remove_pointer_t<decltype(data)>>;
-    const auto fits = [](Element value) { return std::in_range<T>(value); };
+    using Bits = std::make_unsigned_t<Element>;
+    Bits bits = 0;
     if (sizeof(Element) == sizeof(T) && stride == 1) {
-      if constexpr (std::is_signed_v<Element>) {
+      for (std::size_t i = 0; i < size; ++i) bits |= static_cast<Bits>(data[i]);
+      result = {reinterpret_cast<const T*>(data), size};
+    } else {
+      buffer.resize(size);
+      if (stride == 1) {
         for (std::size_t i = 0; i < size; ++i) {
-          if (!fits(data[i])) out_of_range(what, i, range);
+          bits |= static_cast<Bits>(data[i]);
+          buffer[i] = static_cast<T>(data[i]);
+        }
+      } else {
+        for (std::size_t i = 0; i < size; ++i) {
+          const Element value = data[static_cast<std::int64_t>(i) * stride];
+          bits |= static_cast<Bits>(value);
+          buffer[i] = static_cast<T>(value);
         }
       }
-      result = {reinterpret_cast<const T*>(data), size};
-      return;
+      result = buffer;
     }
-    buffer.resize(size);
-    for (std::size_t i = 0; i < size; ++i) {
-      const Element value = data[static_cast<std::int64_t>(i) * stride];
-      if (!fits(value)) out_of_range(what, i, range);
-      buffer[i] = static_cast<T>(value);
-    }
-    result = buffer;
+    if (all_fit<T, Element>(bits)) return;
+    std::size_t bad = 0;
+    while (std::in_range<T>(data[static_cast<std::int64_t>(bad) * stride])) ++bad;
+    out_of_range(what, bad, range);
   });
   return result;
+}
+
+// The value of an integer object of one digit (below 2^30), which most token ids are; false for others.
+bool read_small(PyObject* item, std::uint32_t& value) {
+#if PY_VERSION_HEX >= 0x030C0000
+  auto* number = reinterpret_cast<PyLongObject*>(item);
+  if (!PyUnstable_Long_IsCompact(number)) return false;
+  const Py_ssize_t compact = PyUnstable_Long_CompactValue(number);
+  if (compact < 0) return false;
+  value = static_cast<std::uint32_t>(compact);
+  return true;
+#else
+  const Py_ssize_t digits = Py_SIZE(item);
+  if (digits != 0 && digits != 1) return false;
+  value = digits ? reinterpret_cast<PyLongObject*>(item)->ob_digit[0] : 0;
+  return true;
+#endif
 }
 
 // True if `object` was a list or tuple, which is then in `buffer`.
@@ -81,7 +120,13 @@ bool read_list(nb::handle object, std::vector<T>& buffer, const char* what, cons
   const auto size = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(object.ptr()));
   buffer.resize(size);
   for (std::size_t i = 0; i < size; ++i) {
-    PyObject* item = PySequence_Fast_GET_ITEM(object.ptr(), static_cast<Py_ssize_t>(i));
+    // Asked for anew each time: __index__ of an item may be code of anybody's, and change the list.
+    if (i >= static_cast<std::size_t>(PySequence_Fast_GET_SIZE(object.ptr()))) bad_type(what);
+    PyObject* item = PySequence_Fast_ITEMS(object.ptr())[i];
+    if (std::uint32_t small = 0; PyLong_CheckExact(item) && read_small(item, small)) {
+      buffer[i] = static_cast<T>(small);
+      continue;
+    }
     nb::object index;  // NumPy and torch scalars in a list are integers by __index__
     if (!PyLong_Check(item)) {
       index = nb::steal(PyNumber_Index(item));

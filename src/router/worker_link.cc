@@ -13,8 +13,8 @@ constexpr int kMessagesPerTurn = 256;
 constexpr milliseconds kLossGrace{300};
 constexpr seconds kChannelLossGrace{3};
 constexpr seconds kTellInterval{10};
-constexpr std::uint64_t kDecisionsWithoutEvents = 20;
-constexpr seconds kNoEventsGrace{10};
+constexpr std::uint64_t kDecisionsWithoutEvents = 100;
+constexpr seconds kNoEventsGrace{30};
 
 }  // namespace
 
