@@ -11,7 +11,7 @@ constexpr std::int64_t kMaxKvMessageBytes = 64 * 1024 * 1024;
 constexpr std::int64_t kMaxLoadMessageBytes = 64 * 1024;
 constexpr int kKvHighWaterMark = 100'000;  // batches; what vLLM's publisher holds back as well
 constexpr int kReconnectMs = 100;
-constexpr int kReconnectMaxMs = 2000;
+constexpr int kReconnectMaxMs = 500;  // what a worker publishes before the router is back is lost to it
 // A peer whose machine is gone says nothing; without heartbeats the connection would look alive for hours.
 constexpr int kHeartbeatMs = 2000;
 constexpr int kHeartbeatTimeoutMs = 10'000;
