@@ -44,7 +44,7 @@ def build_dynamo() -> str | None:
     if shutil.which("cargo") is None:
         return "cargo (Rust) is not installed"
     say("building the peer over dynamo-kv-router (a minute the first time)")
-    command = ["cargo", "build", "--release", "--locked", "--quiet"]
+    command = ["cargo", "build", "--release", "--quiet"]
     environment = os.environ | {"CARGO_TARGET_DIR": str(DYNAMO_BUILD)}
     done = subprocess.run(command, cwd=DYNAMO, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
