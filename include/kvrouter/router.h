@@ -109,10 +109,11 @@ class Router {
   const std::string& policy() const;
 
   // The worker for a request of `num_tokens` tokens whose full blocks have these hashes.
-  // REQUIRES (all three): num_tokens > 0.
+  // REQUIRES (all four): num_tokens > 0.
   Choice choose(std::span<const LocalHash> blocks, std::size_t num_tokens);
   Choice choose_for_tokens(std::span<const TokenId> tokens, NamespaceHash ns = 0);
   Decision explain(std::span<const LocalHash> blocks, std::size_t num_tokens);
+  Decision explain_for_tokens(std::span<const TokenId> tokens, NamespaceHash ns = 0);
   // The next worker in turn, workers that are down left out.
   WorkerId round_robin();
 

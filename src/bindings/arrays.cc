@@ -173,4 +173,11 @@ HashView::HashView(nb::handle hashes, const char* what) {
   }
 }
 
+WorkerId checked_worker(std::size_t num_workers, std::int64_t worker) {
+  if (worker < 0 || static_cast<std::size_t>(worker) >= num_workers) {
+    throw nb::value_error(("worker must be from 0 to " + std::to_string(num_workers - 1)).c_str());
+  }
+  return static_cast<WorkerId>(worker);
+}
+
 }  // namespace kvrouter::python

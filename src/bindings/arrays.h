@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "kvrouter/block_hash.h"
+#include "kvrouter/prefix_index.h"
 
 namespace kvrouter::python {
 
@@ -45,6 +46,9 @@ class __attribute__((visibility("hidden"))) HashView {
   std::vector<std::uint64_t> buffer_;
   std::span<const std::uint64_t> span_;
 };
+
+// `worker` as an id.  Throws nb::value_error unless it is one of `num_workers`.
+WorkerId checked_worker(std::size_t num_workers, std::int64_t worker);
 
 // A NumPy array that owns `values`.
 template <typename T>

@@ -123,13 +123,6 @@ nb::typed<nb::dict, nb::str, nb::int_> as_dict(const KvEventCounts& counts) {
   return d;
 }
 
-WorkerId checked_worker(const PrefixIndex& index, std::int64_t worker) {
-  if (worker < 0 || static_cast<std::size_t>(worker) >= index.num_workers()) {
-    throw nb::value_error(("worker must be from 0 to " + std::to_string(index.num_workers() - 1)).c_str());
-  }
-  return static_cast<WorkerId>(worker);
-}
-
 void bind_index(nb::module_& m) {
   nb::class_<PrefixIndex>(m, "PrefixIndex", "Which worker holds which prefix: see include/kvrouter/prefix_index.h.")
       .def(
@@ -150,18 +143,19 @@ void bind_index(nb::module_& m) {
             }
             std::vector<StoredBlock> blocks(local.span().size());
             for (std::size_t i = 0; i < blocks.size(); ++i) blocks[i] = {local.span()[i], engine.span()[i]};
-            self.store(checked_worker(self, worker), parent, blocks);
+            self.store(checked_worker(self.num_workers(), worker), parent, blocks);
           },
           nb::arg("worker"), nb::arg("parent").none(), nb::arg("local_hashes"), nb::arg("engine_hashes"),
           "`worker` holds this chain of blocks, which follows its block `parent` (None: starts a sequence).")
       .def(
           "remove",
           [](PrefixIndex& self, std::int64_t worker, nb::handle engine_hashes) {
-            self.remove(checked_worker(self, worker), HashView(engine_hashes, "engine_hashes").span());
+            self.remove(checked_worker(self.num_workers(), worker), HashView(engine_hashes, "engine_hashes").span());
           },
           nb::arg("worker"), nb::arg("engine_hashes"))
       .def(
-          "clear", [](PrefixIndex& self, std::int64_t worker) { self.clear(checked_worker(self, worker)); },
+          "clear",
+          [](PrefixIndex& self, std::int64_t worker) { self.clear(checked_worker(self.num_workers(), worker)); },
           nb::arg("worker"))
       .def(
           "find_matches",

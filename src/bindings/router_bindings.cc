@@ -19,13 +19,6 @@ std::size_t checked_num_tokens(std::int64_t num_tokens) {
   return static_cast<std::size_t>(num_tokens);
 }
 
-WorkerId checked_worker(const Router& router, std::int64_t worker) {
-  if (worker < 0 || static_cast<std::size_t>(worker) >= router.num_workers()) {
-    throw nb::value_error(("worker must be from 0 to " + std::to_string(router.num_workers() - 1)).c_str());
-  }
-  return static_cast<WorkerId>(worker);
-}
-
 RouterOptions make_options(std::int64_t block_size, const std::vector<std::string>& kv_events,
                            const std::vector<std::string>& load, const std::vector<std::string>& http,
                            const std::string& policy, std::uint64_t seed, double startup_grace_s,
@@ -150,18 +143,17 @@ void bind_router(nb::module_& m) {
           "explain_for_tokens",
           [](Router& self, nb::handle tokens, const std::optional<std::string>& lora_name) {
             const TokenView view(tokens);
-            const std::size_t num_tokens = checked_num_tokens(static_cast<std::int64_t>(view.span().size()));
+            checked_num_tokens(static_cast<std::int64_t>(view.span().size()));
             const nb::gil_scoped_release release;
-            std::vector<LocalHash> hashes(num_tokens / self.block_size());
-            hash_blocks(view.span(), self.block_size(), lora_name ? lora_namespace(*lora_name) : 0, hashes);
-            return self.explain(hashes, num_tokens);
+            return self.explain_for_tokens(view.span(), lora_name ? lora_namespace(*lora_name) : 0);
           },
           nb::arg("tokens"), nb::arg("lora_name") = nb::none())
       .def("round_robin", &Router::round_robin)
       .def(
           "reset",
           [](Router& self, std::optional<std::int64_t> worker) {
-            const std::optional<WorkerId> id = worker ? std::optional(checked_worker(self, *worker)) : std::nullopt;
+            const std::optional<WorkerId> id =
+                worker ? std::optional(checked_worker(self.num_workers(), *worker)) : std::nullopt;
             const nb::gil_scoped_release release;
             self.reset(id);
           },
@@ -169,7 +161,7 @@ void bind_router(nb::module_& m) {
       .def(
           "update_load",
           [](Router& self, std::int64_t worker, double kv_usage, std::int64_t waiting, std::int64_t running) {
-            self.loads().update(checked_worker(self, worker), {kv_usage, waiting, running});
+            self.loads().update(checked_worker(self.num_workers(), worker), {kv_usage, waiting, running});
           },
           nb::arg("worker"), nb::arg("kv_usage"), nb::arg("waiting"), nb::arg("running") = 0)
       .def_prop_ro("index", &Router::index, nb::rv_policy::reference_internal)

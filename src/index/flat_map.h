@@ -58,13 +58,6 @@ class FlatMap {
     size_ = 0;
   }
 
-  template <typename Visitor>
-  void for_each(Visitor&& visit) const {
-    for (const Slot& slot : slots_) {
-      if (slot.used) visit(slot.key, slot.value);
-    }
-  }
-
  private:
   struct Slot {
     std::uint64_t key;

@@ -120,11 +120,11 @@ class Router::Impl {
     return choice;
   }
 
-  Choice choose_for_tokens(std::span<const TokenId> tokens, NamespaceHash ns) {
+  Choice choose_for_tokens(std::span<const TokenId> tokens, NamespaceHash ns, Decision* explain = nullptr) {
     std::vector<LocalHash>& hashes = scratch().hashes;
     hashes.resize(tokens.size() / options_.block_size);
     hash_blocks(tokens, options_.block_size, ns, hashes);
-    return choose(hashes, tokens.size());
+    return choose(hashes, tokens.size(), explain);
   }
 
   WorkerId round_robin() {
@@ -265,6 +265,12 @@ Decision Router::explain(std::span<const LocalHash> blocks, std::size_t num_toke
 }
 WorkerId Router::round_robin() {
   return impl_->round_robin();
+}
+Decision Router::explain_for_tokens(std::span<const TokenId> tokens, NamespaceHash ns) {
+  Decision decision;
+  const Choice choice = impl_->choose_for_tokens(tokens, ns, &decision);
+  decision.choice = choice;
+  return decision;
 }
 void Router::reset(std::optional<WorkerId> worker) {
   impl_->reset(worker);

@@ -15,12 +15,6 @@ from kvrouter.vllm.tiny_model import TinyModel, make_tiny_model
 NUM_WORKERS = 2
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", "vllm: needs real vLLM workers (skipped, with the reason, where vLLM is missing)"
-    )
-
-
 def why_no_vllm() -> str | None:
     """Why tests on real workers cannot run here; None when they can."""
     if not vllm_installed():
