@@ -1,4 +1,5 @@
-// The edges of the tree: from (space of children, first local hash) to the child.
+// The edges of the tree: from (space of children, first local hash) to the child, and to where its run begins, so that
+// a reader fetches both at once.
 //
 // One writer, any number of readers that take no lock.  An entry, once in the table, never moves: a removed one stays
 // as a tombstone that the same edge may use again.  When the table is full it is built anew in another array.  Arrays
@@ -15,6 +16,14 @@
 
 namespace kvrouter {
 
+// Where an edge leads.  Node 0 is none.
+struct Edge {
+  NodeId node = 0;
+  BlockId start = 0;
+
+  explicit operator bool() const { return node != 0; }
+};
+
 class EdgeTable {
  public:
   EdgeTable() { array_.store(make_array(64), std::memory_order_relaxed); }
@@ -22,48 +31,52 @@ class EdgeTable {
   // Readers: note generation(), look up, and look at generation() again.
   std::uint32_t generation() const { return generation_.load(std::memory_order_acquire); }
 
-  // The child, or nullptr.
-  Node* find(SpaceId space, LocalHash local) const {
+  Edge find(SpaceId space, LocalHash local) const {
     const Slot* slot = slot_of(*array_.load(std::memory_order_acquire), key(space, local));
-    return slot ? slot->node.load(std::memory_order_acquire) : nullptr;
+    return slot ? unpack(slot->edge.load(std::memory_order_acquire)) : Edge{};
   }
 
   // Points the edge to `child`, whether it was there or not.
-  void put(SpaceId space, LocalHash local, Node* child) {
+  void put(SpaceId space, LocalHash local, Edge child) {
     const std::uint64_t k = key(space, local);
     Array* array = array_.load(std::memory_order_relaxed);
     if (Slot* slot = slot_of(*array, k)) {
-      live_ += slot->node.load(std::memory_order_relaxed) == nullptr;
-      slot->node.store(child, std::memory_order_release);
+      live_ += slot->edge.load(std::memory_order_relaxed) == 0;
+      slot->edge.store(pack(child), std::memory_order_release);
       return;
     }
     if ((used_ + 1) * 10 > array->size() * 7) array = rebuild();
     Slot& slot = empty_slot(*array, k);
-    slot.node.store(child, std::memory_order_relaxed);
+    slot.edge.store(pack(child), std::memory_order_relaxed);
     slot.key.store(k, std::memory_order_release);
     ++used_;
     ++live_;
   }
 
   // Takes the edge out if it leads to `child`.
-  void erase(SpaceId space, LocalHash local, const Node* child) {
+  void erase(SpaceId space, LocalHash local, NodeId child) {
     Slot* slot = slot_of(*array_.load(std::memory_order_relaxed), key(space, local));
-    if (!slot || slot->node.load(std::memory_order_relaxed) != child) return;
-    slot->node.store(nullptr, std::memory_order_release);
+    if (!slot || unpack(slot->edge.load(std::memory_order_relaxed)).node != child) return;
+    slot->edge.store(0, std::memory_order_release);
     --live_;
   }
 
  private:
   struct Slot {
-    std::atomic<std::uint64_t> key{0};  // 0: empty
-    std::atomic<Node*> node{nullptr};
+    std::atomic<std::uint64_t> key;   // 0: empty
+    std::atomic<std::uint64_t> edge;  // 0: none
   };
   struct Array {
-    explicit Array(std::size_t size) : mask(size - 1), slots(std::make_unique<Slot[]>(size)) {}
+    explicit Array(std::size_t size) : mask(size - 1), slots(size) { slots.grow(size); }
     std::size_t size() const { return mask + 1; }
     const std::size_t mask;
-    const std::unique_ptr<Slot[]> slots;
+    Arena<Slot> slots;
   };
+
+  static std::uint64_t pack(Edge edge) { return std::uint64_t{edge.start} << 32 | edge.node; }
+  static Edge unpack(std::uint64_t edge) {
+    return {static_cast<NodeId>(edge), static_cast<BlockId>(edge >> 32)};
+  }
 
   // A bijection of the local hash for each space.  Edges of different spaces may share a key (a collision of 64-bit
   // hashes, or an attack): the later one takes the slot, and the other's subtree is not found any more.
@@ -97,7 +110,7 @@ class EdgeTable {
       if (array->size() != size || array.get() == in_use) continue;
       for (std::size_t i = 0; i < size; ++i) {
         array->slots[i].key.store(0, std::memory_order_release);
-        array->slots[i].node.store(nullptr, std::memory_order_release);
+        array->slots[i].edge.store(0, std::memory_order_release);
       }
       return array.get();
     }
@@ -113,11 +126,11 @@ class EdgeTable {
     generation_.store(generation_.load(std::memory_order_relaxed) + 1, std::memory_order_release);
     Array* fresh = spare_array(size, old);
     for (std::size_t i = 0; i < old->size(); ++i) {
-      Node* node = old->slots[i].node.load(std::memory_order_relaxed);
-      if (!node) continue;
+      const std::uint64_t edge = old->slots[i].edge.load(std::memory_order_relaxed);
+      if (edge == 0) continue;
       const std::uint64_t k = old->slots[i].key.load(std::memory_order_relaxed);
       Slot& slot = empty_slot(*fresh, k);
-      slot.node.store(node, std::memory_order_relaxed);
+      slot.edge.store(edge, std::memory_order_relaxed);
       slot.key.store(k, std::memory_order_release);
     }
     used_ = live_;

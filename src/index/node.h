@@ -1,8 +1,8 @@
 // A node of the tree: a run of blocks, and how many of them, from the first on, each worker holds.
 //
-// One writer changes nodes; any number of readers walk them at the same time without a lock.  Nodes lie in a pool
-// whose memory is never given back, so a reader may look at a node that has meanwhile been retired or become another;
-// the version tells:
+// One writer changes nodes; any number of readers walk them at the same time without a lock.  Nodes lie in a pool that
+// never moves and is never given back, so a reader may look at a node that has meanwhile been retired or become
+// another; the version tells:
 //
 // - Odd: the node is not in the tree.  A reader that meets one has followed a link that has been replaced: it walks
 //   again from the root.
@@ -22,9 +22,9 @@
 
 #include <atomic>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
+#include "index/arena.h"
 #include "index/run_store.h"
 #include "kvrouter/prefix_index.h"
 
@@ -38,9 +38,9 @@ inline constexpr SpaceId kRootSpace = 0;
 struct alignas(64) Node {
   std::atomic<std::uint32_t> version;
   std::atomic<std::uint32_t> length;  // blocks
-  std::atomic<const std::atomic<LocalHash>*> run;
-  std::atomic<SpaceId> children;  // space of its children
-  std::atomic<SpaceId> parent;    // space in which it is a child
+  std::atomic<BlockId> start;         // of the run
+  std::atomic<SpaceId> children;      // space of its children
+  std::atomic<SpaceId> parent;        // space in which it is a child
 
   std::atomic<std::uint64_t>* full() { return reinterpret_cast<std::atomic<std::uint64_t>*>(this) + 3; }
   const std::atomic<std::uint64_t>* full() const {
@@ -81,23 +81,26 @@ struct NodeInfo {
 
 class NodePool {
  public:
-  explicit NodePool(const NodeLayout& layout) : layout_(layout) {}
+  explicit NodePool(const NodeLayout& layout) : layout_(layout), nodes_(kMaxNodes * layout.bytes), info_(kMaxNodes) {}
 
-  // A node outside of the tree (its version is odd), without coverage.
+  // A node outside of the tree (its version is odd), without coverage.  Throws std::bad_alloc.
   NodeId allocate() {
     NodeId id = 0;
     if (!free_.empty()) {
       id = free_.back();
       free_.pop_back();
+      Node* n = node(id);
+      for (std::size_t i = 0; i < layout_.words + layout_.partials; ++i) {
+        n->full()[i].store(0, std::memory_order_relaxed);
+      }
     } else {
-      id = static_cast<NodeId>(info_.size());
-      if (id % kChunk == 0) add_chunk();
-      info_.emplace_back();
+      id = size_;
+      nodes_.grow((std::size_t{id} + 1) * layout_.bytes);
+      info_.grow(std::size_t{id} + 1);
+      ++size_;
       node(id)->version.store(1, std::memory_order_relaxed);
     }
     info_[id] = {};
-    Node* n = node(id);
-    for (std::size_t i = 0; i < layout_.words + layout_.partials; ++i) n->full()[i].store(0, std::memory_order_relaxed);
     return id;
   }
   // REQUIRES: no link leads to the node any more.
@@ -107,20 +110,19 @@ class NodePool {
     free_.push_back(id);
   }
 
-  Node* node(NodeId id) {
-    return reinterpret_cast<Node*>(chunks_[id / kChunk].get() + std::size_t{id % kChunk} * layout_.bytes);
-  }
+  Node* node(NodeId id) const { return reinterpret_cast<Node*>(nodes_.data() + id * layout_.bytes); }
   NodeInfo& info(NodeId id) { return info_[id]; }
-  // Ids are 0 to size() - 1; those of odd version are not in the tree.
-  std::size_t size() const { return info_.size(); }
+  // Ids are kFirst to end() - 1; those of odd version are not in the tree.
+  static constexpr NodeId kFirst = 1;
+  NodeId end() const { return size_; }
 
  private:
-  static constexpr std::size_t kChunk = 512;
-  void add_chunk() { chunks_.push_back(allocate_memory<char>(kChunk * layout_.bytes)); }
+  static constexpr std::size_t kMaxNodes = std::size_t{1} << 26;
 
   NodeLayout layout_;
-  std::vector<std::unique_ptr<char[], FreeMemory>> chunks_;
-  std::vector<NodeInfo> info_;
+  Arena<char> nodes_;
+  Arena<NodeInfo> info_;
+  NodeId size_ = kFirst;
   std::vector<NodeId> free_;
 };
 

@@ -9,11 +9,17 @@
 namespace kvrouter {
 
 void RunStore::add_chunk() {
-  if (chunks_.size() % kChunksASlab == 0) slabs_.push_back(allocate_memory<Chunk>(kChunksASlab));
-  Chunk* chunk = &slabs_.back()[chunks_.size() % kChunksASlab];
-  std::fill_n(chunk->users, kChunkUnits, std::uint8_t{0});
-  chunks_.push_back(chunk);
-  insert_free(static_cast<std::uint32_t>(chunks_.size() - 1) * kChunkUnits, kChunkUnits);
+  const std::uint32_t first = num_units_;
+  const std::uint32_t units = first + kChunkUnits;
+  if (units > kMaxUnits) throw std::bad_alloc();
+  // A reader that takes a run's begin and another's length (node.h) still reads mapped memory.
+  local_.grow(std::size_t{units} * kUnit + kMaxRun);
+  engine_.grow(std::size_t{units} * kUnit);
+  node_.grow(std::size_t{units} * kUnit);
+  users_.grow(units);
+  extent_.grow(units);
+  num_units_ = units;
+  insert_free(first, kChunkUnits);
 }
 
 std::uint32_t RunStore::bin_of(std::uint32_t units) {
@@ -22,7 +28,7 @@ std::uint32_t RunStore::bin_of(std::uint32_t units) {
 }
 
 void RunStore::insert_free(std::uint32_t unit, std::uint32_t units) {
-  extent(unit) = extent(unit + units - 1) = static_cast<std::uint16_t>(units);
+  extent_[unit] = extent_[unit + units - 1] = static_cast<std::uint16_t>(units);
   const std::uint32_t bin = bin_of(units);
   const std::uint32_t head = bins_[bin];
   previous(unit) = kNone;
@@ -33,7 +39,7 @@ void RunStore::insert_free(std::uint32_t unit, std::uint32_t units) {
 }
 
 void RunStore::remove_free(std::uint32_t unit) {
-  const std::uint32_t bin = bin_of(extent(unit));
+  const std::uint32_t bin = bin_of(extent_[unit]);
   const std::uint32_t before = previous(unit);
   const std::uint32_t behind = next(unit);
   if (before != kNone) {
@@ -48,14 +54,14 @@ void RunStore::remove_free(std::uint32_t unit) {
 void RunStore::add_free(std::uint32_t unit, std::uint32_t units) {
   const std::uint32_t begin_of_chunk = unit / kChunkUnits * kChunkUnits;
   const std::uint32_t end_of_chunk = begin_of_chunk + kChunkUnits;
-  if (unit > begin_of_chunk && users(unit - 1) == 0) {
-    const std::uint32_t before = extent(unit - 1);
+  if (unit > begin_of_chunk && users_[unit - 1] == 0) {
+    const std::uint32_t before = extent_[unit - 1];
     remove_free(unit - before);
     unit -= before;
     units += before;
   }
-  if (unit + units < end_of_chunk && users(unit + units) == 0) {
-    const std::uint32_t behind = extent(unit + units);
+  if (unit + units < end_of_chunk && users_[unit + units] == 0) {
+    const std::uint32_t behind = extent_[unit + units];
     remove_free(unit + units);
     units += behind;
   }
@@ -65,8 +71,7 @@ void RunStore::add_free(std::uint32_t unit, std::uint32_t units) {
 // The first `units` of a free extent become used; the rest stays free.
 void RunStore::take(std::uint32_t unit, std::uint32_t extent_units, std::uint32_t units) {
   remove_free(unit);
-  Chunk& c = *chunks_[unit / kChunkUnits];
-  std::fill_n(c.users + unit % kChunkUnits, units, std::uint8_t{1});
+  std::fill_n(&users_[unit], units, std::uint8_t{1});
   if (extent_units > units) insert_free(unit + units, extent_units - units);
 }
 
@@ -74,7 +79,7 @@ std::uint32_t RunStore::find_free(std::uint32_t units) {
   std::uint32_t bin = bin_of(units);
   if (bin >= kExactBins) {  // a logarithmic bin: its extents may be too short
     for (std::uint32_t unit = bins_[bin]; unit != kNone; unit = next(unit)) {
-      if (extent(unit) >= units) return unit;
+      if (extent_[unit] >= units) return unit;
     }
     ++bin;
   }
@@ -94,27 +99,27 @@ BlockId RunStore::allocate(std::uint32_t blocks) {
     add_chunk();
     unit = find_free(units);
   }
-  take(unit, extent(unit), units);
+  take(unit, extent_[unit], units);
   return unit * kUnit;
 }
 
 std::uint32_t RunStore::extend(BlockId end, std::uint32_t blocks) {
   const std::uint32_t unit = end / kUnit;
-  if (end % kUnit != 0 || unit % kChunkUnits == 0 || users(unit) != 0) return 0;
-  const std::uint32_t units = std::min<std::uint32_t>(round_up(blocks) / kUnit, extent(unit));
-  take(unit, extent(unit), units);
+  if (end % kUnit != 0 || unit % kChunkUnits == 0 || users_[unit] != 0) return 0;
+  const std::uint32_t units = std::min<std::uint32_t>(round_up(blocks) / kUnit, extent_[unit]);
+  take(unit, extent_[unit], units);
   return units * kUnit;
 }
 
 void RunStore::split(BlockId at) {
-  if (at % kUnit != 0) ++users(at / kUnit);
+  if (at % kUnit != 0) ++users_[at / kUnit];
 }
 
 void RunStore::release(BlockId begin, BlockId end) {
   std::uint32_t first_free = kNone;
   const std::uint32_t last = (end + kUnit - 1) / kUnit;
   for (std::uint32_t unit = begin / kUnit; unit < last; ++unit) {
-    if (--users(unit) == 0) {
+    if (--users_[unit] == 0) {
       if (first_free == kNone) first_free = unit;
     } else if (first_free != kNone) {
       add_free(first_free, unit - first_free);

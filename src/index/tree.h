@@ -36,6 +36,8 @@ class Tree {
   // For readers, at any time.
   const NodeLayout& layout() const { return layout_; }
   const EdgeTable& edges() const { return edges_; }
+  const Node* node(NodeId id) const { return nodes_.node(id); }
+  const std::atomic<LocalHash>* run(BlockId start) const { return runs_.locals(start); }
   std::size_t num_workers() const { return num_workers_; }
   std::size_t held_blocks(WorkerId worker) const { return held_[worker].load(std::memory_order_relaxed); }
 
@@ -53,12 +55,14 @@ class Tree {
   };
 
   // --- names (tree_names.cc) ---
+  // Of a block without a common name.  A worker that does call a block so has an alias for it.
+  static constexpr EngineHash kNoName = 0;
   std::optional<BlockId> find_held(WorkerId worker, EngineHash name);
   bool holds_by_common_name(WorkerId worker, BlockId block);
   // The worker is about to hold `block`, which stands in the tree, by this name.
   void name_standing_block(WorkerId worker, EngineHash name, BlockId block);
   // The same for a block that nobody has held before.
-  void name_new_block(WorkerId worker, EngineHash name, BlockId block);
+  void name_new_block(WorkerId worker, NameTable::Place& place, EngineHash name, BlockId block);
   void forget_names(BlockId begin, BlockId end);
   void add_orphan(WorkerNames& names, EngineHash parent, StoredBlock block);
 

@@ -144,7 +144,7 @@ void Tree::clear(WorkerId worker) {
   workers_[worker].clear();
   if (held_blocks(worker) == 0) return;
   changes_.clear();
-  for (NodeId node = 0; node < nodes_.size(); ++node) {
+  for (NodeId node = NodePool::kFirst; node < nodes_.end(); ++node) {
     if (in_tree(node) && coverage(node, worker) > 0) changes_.push_back({node, 0});
   }
   publish_losses(worker);

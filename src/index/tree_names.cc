@@ -5,14 +5,6 @@
 #include "index/tree.h"
 
 namespace kvrouter {
-namespace {
-
-constexpr EngineHash kNoName = 0;  // a worker that does call a block 0 has an alias for it
-
-constexpr std::uint32_t kAhead = 16;  // how far ahead of its use a name's place in the table is fetched
-
-}  // namespace
-
 bool Tree::holds_by_common_name(WorkerId worker, BlockId block) {
   const NodeId node = runs_.node(block);
   return coverage(node, worker) > block - nodes_.info(node).start && workers_[worker].by_common_name(block);
@@ -49,19 +41,21 @@ void Tree::name_standing_block(WorkerId worker, EngineHash name, BlockId block) 
   }
   if (!held && coverage_of_others(node, worker) <= offset) {  // nobody holds it: its name is free to change
     if (common != kNoName) names_.erase(common, block);
-    name_new_block(worker, name, block);
+    NameTable::Place place;
+    names_.find_place(name, place);
+    name_new_block(worker, place, name, block);
     return;
   }
   names.add_alias(name, block, held);
 }
 
-void Tree::name_new_block(WorkerId worker, EngineHash name, BlockId block) {
+void Tree::name_new_block(WorkerId worker, NameTable::Place& place, EngineHash name, BlockId block) {
   WorkerNames& names = workers_[worker];
   runs_.engine(block) = name;
   if (!names.plain() && names.aliases.find(name)) {
     contradicted_ = true;
   } else if (name != kNoName) {
-    const BlockId other = names_.insert(name, block);
+    const BlockId other = names_.insert(place, name, block);
     if (other == NameTable::kNone) return;
     contradicted_ = contradicted_ || holds_by_common_name(worker, other);
   }
@@ -70,10 +64,10 @@ void Tree::name_new_block(WorkerId worker, EngineHash name, BlockId block) {
 }
 
 void Tree::forget_names(BlockId begin, BlockId end) {
+  PlacesAhead places(names_, end - begin, [&](std::size_t i) { return runs_.engine(begin + static_cast<BlockId>(i)); });
   for (BlockId block = begin; block < end; ++block) {
-    if (block + kAhead < end) names_.prefetch(runs_.engine(block + kAhead));
-    const EngineHash name = runs_.engine(block);
-    if (name != kNoName) names_.erase(name, block);
+    NameTable::Place& place = places.next();
+    if (runs_.engine(block) != kNoName) names_.erase(place, block);
   }
 }
 
@@ -88,9 +82,9 @@ void Tree::add_orphan(WorkerNames& names, EngineHash parent, StoredBlock block) 
 void Tree::remove(WorkerId worker, std::span<const EngineHash> engine_hashes) {
   WorkerNames& names = workers_[worker];
   lost_.clear();
-  for (std::size_t i = 0; i < engine_hashes.size(); ++i) {
-    if (i + kAhead < engine_hashes.size()) names_.prefetch(engine_hashes[i + kAhead]);
-    const EngineHash name = engine_hashes[i];
+  PlacesAhead places(names_, engine_hashes.size(), [&](std::size_t i) { return engine_hashes[i]; });
+  for (const EngineHash name : engine_hashes) {
+    NameTable::Place& place = places.next();
     if (!names.plain()) {
       if (const BlockId* alias = names.aliases.find(name)) {
         const BlockId block = *alias;
@@ -98,7 +92,7 @@ void Tree::remove(WorkerId worker, std::span<const EngineHash> engine_hashes) {
         continue;
       }
     }
-    const BlockId block = name == kNoName ? NameTable::kNone : names_.find(name);
+    const BlockId block = name == kNoName ? NameTable::kNone : names_.find(place, name);
     if (block != NameTable::kNone && holds_by_common_name(worker, block)) {
       if (names.drop_common_name(block)) lost_.push_back(block);
     } else if (!names.orphans.remove(name)) {

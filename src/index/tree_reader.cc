@@ -5,6 +5,8 @@
 #include <bit>
 #include <vector>
 
+#include "index/fetch.h"
+
 namespace kvrouter {
 namespace {
 
@@ -22,8 +24,19 @@ void record(std::uint64_t workers, std::size_t word, std::uint32_t depth, std::s
 }
 
 std::size_t matching(const std::atomic<LocalHash>* run, std::span<const LocalHash> blocks) {
+  constexpr std::size_t kLine = 8;
+  constexpr std::size_t kAhead = 8 * kLine;
+  const std::size_t size = blocks.size();
   std::size_t n = 0;
-  while (n < blocks.size() && run[n].load(kAcquire) == blocks[n]) ++n;
+  for (; n + kLine <= size; n += kLine) {
+    fetch(run + n + kAhead);
+    fetch(blocks.data() + n + kAhead);
+    std::uint64_t difference = 0;
+    for (std::size_t i = 0; i < kLine; ++i) difference |= run[n + i].load(std::memory_order_relaxed) ^ blocks[n + i];
+    if (difference) break;
+  }
+  std::atomic_thread_fence(std::memory_order_acquire);
+  while (n < size && run[n].load(kAcquire) == blocks[n]) ++n;
   return n;
 }
 
@@ -46,18 +59,21 @@ class Walk {
     SpaceId space = kRootSpace;
     bool goes_on = true;
     while (goes_on && depth_ < blocks_.size()) {
-      const Node* node = tree_.edges().find(space, blocks_[depth_]);
-      if (!node) break;
+      const Edge edge = tree_.edges().find(space, blocks_[depth_]);
+      if (!edge) break;
+      const Node* node = tree_.node(edge.node);
+      fetch(node);
+      fetch(tree_.run(edge.start));
       const std::uint32_t version = node->version.load(kAcquire);
       if (version % 2 != 0) return false;
       if (node->parent.load(kAcquire) != space) {
-        if (tree_.edges().find(space, blocks_[depth_]) != node) return false;
+        if (tree_.edges().find(space, blocks_[depth_]).node != edge.node) return false;
         break;  // another edge has this one's place in the table
       }
       visited().push_back({node, version});
-      // The length before the run: a run that is replaced is replaced by a longer one first.
       const std::size_t length = node->length.load(kAcquire);
-      const std::atomic<LocalHash>* run = node->run.load(kAcquire);
+      // Not the edge's, which may be of another node that had this number before.
+      const std::atomic<LocalHash>* run = tree_.run(node->start.load(kAcquire));
       space = node->children.load(kAcquire);
       const std::size_t matched = matching(run, blocks_.subspan(depth_, std::min(length, blocks_.size() - depth_)));
       goes_on = pass(*node, static_cast<std::uint32_t>(matched), matched == length);

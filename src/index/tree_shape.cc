@@ -46,12 +46,12 @@ NodeId Tree::split(NodeId node, std::uint32_t at) {
   Node* b = nodes_.node(second);
   const NodeInfo whole = nodes_.info(node);
   const std::uint32_t whole_length = length(node);
-  const std::atomic<LocalHash>* run = old->run.load(std::memory_order_relaxed);
+  const std::atomic<LocalHash>* run = runs_.locals(whole.start);
   assert(at > 0 && at < whole_length);
 
   const SpaceId between = allocate_space(first);
   a->length.store(at, std::memory_order_relaxed);
-  a->run.store(run, std::memory_order_relaxed);
+  a->start.store(whole.start, std::memory_order_relaxed);
   a->parent.store(old->parent.load(std::memory_order_relaxed), std::memory_order_relaxed);
   a->children.store(between, std::memory_order_relaxed);
   nodes_.info(first) = {whole.start, at, 1, whole.depth, 0, 0};
@@ -59,7 +59,7 @@ NodeId Tree::split(NodeId node, std::uint32_t at) {
 
   const SpaceId children = old->children.load(std::memory_order_relaxed);
   b->length.store(whole_length - at, std::memory_order_relaxed);
-  b->run.store(run + at, std::memory_order_relaxed);
+  b->start.store(whole.start + at, std::memory_order_relaxed);
   b->parent.store(between, std::memory_order_relaxed);
   b->children.store(children, std::memory_order_relaxed);
   nodes_.info(second) = {whole.start + at, whole.capacity - at, whole.num_children, whole.depth + at, 0, 0};
@@ -71,9 +71,9 @@ NodeId Tree::split(NodeId node, std::uint32_t at) {
   runs_.split(whole.start + at);
 
   enter_tree(second);
-  edges_.put(between, run[at].load(std::memory_order_relaxed), b);
+  edges_.put(between, run[at].load(std::memory_order_relaxed), {second, whole.start + at});
   enter_tree(first);
-  edges_.put(a->parent.load(std::memory_order_relaxed), run[0].load(std::memory_order_relaxed), a);
+  edges_.put(a->parent.load(std::memory_order_relaxed), run[0].load(std::memory_order_relaxed), {first, whole.start});
   nodes_.retire(node);
   return first;
 }
@@ -152,7 +152,7 @@ void Tree::take_out(NodeId node) {
   const Node* n = nodes_.node(node);
   const NodeInfo info = nodes_.info(node);
   edges_.erase(n->parent.load(std::memory_order_relaxed),
-               n->run.load(std::memory_order_relaxed)[0].load(std::memory_order_relaxed), n);
+               runs_.locals(info.start)->load(std::memory_order_relaxed), node);
   nodes_.retire(node);
   forget_names(info.start, info.start + length(node));
   num_blocks_ -= length(node);

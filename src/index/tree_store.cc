@@ -62,14 +62,14 @@ void Tree::store_chain(WorkerId worker, Cursor at, std::span<const StoredBlock> 
   while (!blocks.empty()) {
     if (at.at_root || at.used == length(at.node)) {
       const SpaceId space = at.at_root ? kRootSpace : nodes_.node(at.node)->children.load(std::memory_order_relaxed);
-      const Node* child = edges_.find(space, blocks[0].local);
-      if (!child) break;
-      if (child->parent.load(std::memory_order_relaxed) != space ||
-          child->run.load(std::memory_order_relaxed)[0].load(std::memory_order_relaxed) != blocks[0].local) {
+      const Edge edge = edges_.find(space, blocks[0].local);
+      if (!edge) break;
+      if (nodes_.node(edge.node)->parent.load(std::memory_order_relaxed) != space ||
+          runs_.locals(edge.start)->load(std::memory_order_relaxed) != blocks[0].local) {
         blocks = {};  // another edge has this one's place in the table (edge_table.h): the rest cannot be stored
         break;
       }
-      at = {false, space_owner_[child->children.load(std::memory_order_relaxed)], 0};
+      at = {false, edge.node, 0};
     }
     blocks = blocks.subspan(follow_run(worker, at, blocks));
     const bool parts = at.used < length(at.node) && !blocks.empty();
@@ -152,7 +152,7 @@ void Tree::append_nodes(WorkerId worker, const Cursor& at, std::span<const Store
     Node* node = nodes_.node(id);
     const SpaceId space = allocate_space(id);
     node->length.store(count, std::memory_order_relaxed);
-    node->run.store(runs_.locals(info.start), std::memory_order_relaxed);
+    node->start.store(info.start, std::memory_order_relaxed);
     node->parent.store(parent, std::memory_order_relaxed);
     node->children.store(space, std::memory_order_relaxed);
     if (!hidden_) {
@@ -170,21 +170,29 @@ void Tree::append_nodes(WorkerId worker, const Cursor& at, std::span<const Store
   for (auto id = appended_.rbegin(); id != appended_.rend(); ++id) {
     enter_tree(*id);
     Node* node = nodes_.node(*id);
-    edges_.put(node->parent.load(std::memory_order_relaxed),
-               node->run.load(std::memory_order_relaxed)[0].load(std::memory_order_relaxed), node);
+    const BlockId start = nodes_.info(*id).start;
+    edges_.put(node->parent.load(std::memory_order_relaxed), runs_.locals(start)->load(std::memory_order_relaxed),
+               {*id, start});
   }
 }
 
 void Tree::fill_run(WorkerId worker, NodeId node, BlockId begin, std::span<const StoredBlock> blocks) {
-  constexpr std::size_t kAhead = 16;
+  PlacesAhead places(names_, blocks.size(), [&](std::size_t i) { return blocks[i].engine; });
   std::atomic<LocalHash>* local = runs_.locals(begin);
-  for (std::size_t i = 0; i < std::min(kAhead, blocks.size()); ++i) names_.prefetch(blocks[i].engine);
+  EngineHash* engine = &runs_.engine(begin);
   for (std::size_t i = 0; i < blocks.size(); ++i) {
-    if (i + kAhead < blocks.size()) names_.prefetch(blocks[i + kAhead].engine);
-    const BlockId block = begin + static_cast<BlockId>(i);
     local[i].store(blocks[i].local, std::memory_order_release);
-    runs_.node(block) = node;
-    name_new_block(worker, blocks[i].engine, block);
+    engine[i] = blocks[i].engine;
+  }
+  std::fill_n(&runs_.node(begin), blocks.size(), node);
+  const WorkerNames& names = workers_[worker];
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    const BlockId block = begin + static_cast<BlockId>(i);
+    NameTable::Place& place = places.next();
+    // The usual case, to save a call.
+    if (engine[i] == kNoName || !names.plain() || names_.insert(place, engine[i], block) != NameTable::kNone) {
+      name_new_block(worker, place, blocks[i].engine, block);
+    }
     if (hidden_) placed_.push_back(block);
   }
 }
