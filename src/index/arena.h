@@ -15,6 +15,8 @@
 
 namespace kvrouter {
 
+inline constexpr std::size_t kCacheLine = 64;
+
 // The untyped part.  Throws std::bad_alloc if not even a small range can be reserved.
 class AddressRange {
  public:

@@ -132,8 +132,8 @@ class NameTable {
 
   struct alignas(64) Group {
     std::uint16_t tag[kGroup];
-    std::uint16_t count;   // entries; the first of the arrays
-    std::uint16_t passed;  // names that would be here or before, had there been room
+    std::uint16_t count;          // entries; the first of the arrays
+    std::uint16_t passed;         // names that would be here or before, had there been room
     std::uint32_t entry[kGroup];  // a block's number and four more bits of the hash
 
     void add(std::uint32_t with_tag, std::uint32_t with_entry) {

@@ -81,6 +81,8 @@ struct NodeInfo {
 
 class NodePool {
  public:
+  static constexpr unsigned kNodeBits = 26;  // of a node's number
+
   explicit NodePool(const NodeLayout& layout) : layout_(layout), nodes_(kMaxNodes * layout.bytes), info_(kMaxNodes) {}
 
   // A node outside of the tree (its version is odd), without coverage.  Throws std::bad_alloc.
@@ -117,12 +119,12 @@ class NodePool {
   NodeId end() const { return size_; }
 
  private:
-  static constexpr std::size_t kMaxNodes = std::size_t{1} << 26;
+  static constexpr std::size_t kMaxNodes = std::size_t{1} << kNodeBits;
 
   NodeLayout layout_;
   Arena<char> nodes_;
   Arena<NodeInfo> info_;
-  NodeId size_ = kFirst;
+  alignas(kCacheLine) NodeId size_ = kFirst;  // not beside what readers read
   std::vector<NodeId> free_;
 };
 

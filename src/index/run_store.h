@@ -68,9 +68,9 @@ class RunStore {
   Arena<std::atomic<LocalHash>> local_{(std::size_t{1} << kBlockBits) + kMaxRun};
   Arena<EngineHash> engine_{std::size_t{1} << kBlockBits};
   Arena<NodeId> node_{std::size_t{1} << kBlockBits};
-  Arena<std::uint8_t> users_{kMaxUnits};    // of each unit; 0: free
-  Arena<std::uint16_t> extent_{kMaxUnits};  // at both ends of a free extent: its length in units
-  std::uint32_t num_units_ = 0;
+  Arena<std::uint8_t> users_{kMaxUnits};             // of each unit; 0: free
+  Arena<std::uint16_t> extent_{kMaxUnits};           // at both ends of a free extent: its length in units
+  alignas(kCacheLine) std::uint32_t num_units_ = 0;  // not beside what readers read
   std::array<std::uint32_t, kBins> bins_ = [] {
     std::array<std::uint32_t, kBins> bins{};
     bins.fill(kNone);

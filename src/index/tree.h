@@ -74,7 +74,7 @@ class Tree {
   std::size_t follow_run(WorkerId worker, Cursor& at, std::span<const StoredBlock> blocks);
   // Puts as many blocks as fit behind the run, if it is a leaf that the worker alone holds.  They are not seen yet.
   std::size_t extend_leaf(WorkerId worker, const Cursor& at, std::span<const StoredBlock> blocks);
-  void append_nodes(WorkerId worker, const Cursor& at, std::span<const StoredBlock> blocks, bool growing);
+  void append_nodes(WorkerId worker, const Cursor& at, std::span<const StoredBlock> blocks);
   void fill_run(WorkerId worker, NodeId node, BlockId begin, std::span<const StoredBlock> blocks);
   void place_orphans(WorkerId worker, std::span<const StoredBlock> parents);
   void show_placed(WorkerId worker);
@@ -108,8 +108,9 @@ class Tree {
   RunStore runs_;
   NameTable names_{runs_};
   NodePool nodes_;
-  EdgeTable edges_;
-  std::vector<NodeId> space_owner_ = {0};  // by space; the root's is not used
+  EdgeTable edges_{nodes_, runs_};
+  // From here on writer only, and not beside what readers read.
+  alignas(kCacheLine) std::vector<NodeId> space_owner_ = {0};  // by space; the root's is not used
   std::vector<SpaceId> free_spaces_;
   std::vector<WorkerNames> workers_;
   std::unique_ptr<std::atomic<std::size_t>[]> held_;  // blocks, by worker

@@ -151,8 +151,8 @@ void Tree::truncate(NodeId node, std::uint32_t new_length) {
 void Tree::take_out(NodeId node) {
   const Node* n = nodes_.node(node);
   const NodeInfo info = nodes_.info(node);
-  edges_.erase(n->parent.load(std::memory_order_relaxed),
-               runs_.locals(info.start)->load(std::memory_order_relaxed), node);
+  edges_.erase(n->parent.load(std::memory_order_relaxed), runs_.locals(info.start)->load(std::memory_order_relaxed),
+               node);
   nodes_.retire(node);
   forget_names(info.start, info.start + length(node));
   num_blocks_ -= length(node);

@@ -8,7 +8,7 @@
 namespace kvrouter {
 namespace {
 
-// A sequence that grows block by block (its worker generates tokens) gets room to go on in one node.
+// A short stretch of blocks is what a worker has just generated; it gets room to go on in one node.
 constexpr std::uint32_t kGrowingRoom = 16;
 constexpr std::size_t kGrowingStep = 8;
 
@@ -64,11 +64,6 @@ void Tree::store_chain(WorkerId worker, Cursor at, std::span<const StoredBlock> 
       const SpaceId space = at.at_root ? kRootSpace : nodes_.node(at.node)->children.load(std::memory_order_relaxed);
       const Edge edge = edges_.find(space, blocks[0].local);
       if (!edge) break;
-      if (nodes_.node(edge.node)->parent.load(std::memory_order_relaxed) != space ||
-          runs_.locals(edge.start)->load(std::memory_order_relaxed) != blocks[0].local) {
-        blocks = {};  // another edge has this one's place in the table (edge_table.h): the rest cannot be stored
-        break;
-      }
       at = {false, edge.node, 0};
     }
     blocks = blocks.subspan(follow_run(worker, at, blocks));
@@ -83,11 +78,10 @@ void Tree::store_chain(WorkerId worker, Cursor at, std::span<const StoredBlock> 
 
   if (!blocks.empty()) {
     const std::size_t extended = at.at_root || hidden_ ? 0 : extend_leaf(worker, at, blocks);
-    const bool growing = !at.at_root && nodes_.info(at.node).num_children == 0;
     if (extended < blocks.size()) {
       Cursor end = at;
       end.used += static_cast<std::uint32_t>(extended);
-      append_nodes(worker, end, blocks.subspan(extended), growing);
+      append_nodes(worker, end, blocks.subspan(extended));
     }
     if (extended > 0) {
       nodes_.node(at.node)->length.store(at.used + static_cast<std::uint32_t>(extended), std::memory_order_release);
@@ -130,7 +124,7 @@ std::size_t Tree::extend_leaf(WorkerId worker, const Cursor& at, std::span<const
   return extended;
 }
 
-void Tree::append_nodes(WorkerId worker, const Cursor& at, std::span<const StoredBlock> blocks, bool growing) {
+void Tree::append_nodes(WorkerId worker, const Cursor& at, std::span<const StoredBlock> blocks) {
   appended_.clear();
   SpaceId parent = kRootSpace;
   std::uint32_t depth = 0;
@@ -141,8 +135,7 @@ void Tree::append_nodes(WorkerId worker, const Cursor& at, std::span<const Store
   }
   while (!blocks.empty()) {
     const auto count = static_cast<std::uint32_t>(std::min<std::size_t>(blocks.size(), RunStore::kMaxRun));
-    const std::uint32_t room =
-        RunStore::round_up(growing && count <= kGrowingStep ? std::max(count, kGrowingRoom) : count);
+    const std::uint32_t room = RunStore::round_up(count <= kGrowingStep ? count + kGrowingRoom : count);
     const NodeId id = nodes_.allocate();
     NodeInfo& info = nodes_.info(id);
     info.start = runs_.allocate(room);
