@@ -207,6 +207,11 @@ class SimEngine:
     def num_preemptions(self) -> int:
         """Preemptions since the start."""
 
+def sim_tokenize(text: str, vocab_size: int = 1024) -> list[int]:
+    """
+    The token ids that a simulated worker reads in a text: 'w123' is 123, any other word a hash.
+    """
+
 class SimWorker:
     """
     A simulated vLLM worker inside this process: an engine in real time behind HTTP and ZMQ.
