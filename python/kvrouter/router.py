@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 import weakref
 from collections.abc import Sequence
 from types import TracebackType
@@ -118,6 +119,15 @@ class KvRouter:
             logger.info(
                 "Router started: %d workers, block_size=%d, policy=%s", self.num_workers, self.block_size, self.policy
             )
+
+    def wait_until_connected(self, timeout_s: float = 5.0) -> bool:
+        """Waits until every worker is reached: what it publishes before that is lost.  False after ``timeout_s``."""
+        deadline = time.monotonic() + timeout_s
+        while not all(worker["state"] == "up" for worker in self.status()["workers"]):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.02)
+        return True
 
     def close(self) -> None:
         """Stops listening.  A second call does nothing; decisions go on with what is known."""

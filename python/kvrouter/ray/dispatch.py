@@ -33,13 +33,17 @@ class GenerationError(RuntimeError):
 
 @dataclasses.dataclass(slots=True)
 class Answer:
-    """What became of a sample: number ``index`` of its batch, answered by ``worker``."""
+    """What became of a sample: number ``index`` of its batch, answered by ``worker``.
+
+    router_s, latency_s: what the decision took, and from then on to the answer, retries included.
+    """
 
     index: int
     worker: int
     result: SampleResult
     outcome: Outcome
     latency_s: float
+    router_s: float = 0.0
 
 
 class Dispatcher:

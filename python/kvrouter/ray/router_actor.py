@@ -17,6 +17,7 @@ from kvrouter.router import KvRouter
 
 logger = logging.getLogger("kvrouter.ray")
 
+CONNECT_S = 5.0
 MAX_CALLS = 8  # threads; one is taken by watch()
 
 
@@ -61,6 +62,10 @@ class RouterActor:
             self._num_workers,
         )
         router.start(self._kv_events)
+        if not router.wait_until_connected(CONNECT_S):
+            logger.warning(
+                "not every worker's publishers were reached within %.0f s; see the router's status", CONNECT_S
+            )
         if self._router is not None:
             self._router.close()
         self._router, self._addresses = router, addresses

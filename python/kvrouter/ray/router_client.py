@@ -83,18 +83,22 @@ class RouterClient:
 
     async def choose(self, prompts: Sequence[npt.NDArray[np.int64]]) -> list[Choice] | None:
         """A worker for each prompt, all decided at once; None when the router does not answer."""
+        began = time.perf_counter()
         hashes = [compute_block_hashes(tokens, self.block_size) for tokens in prompts]
-        return await self.choose_hashed(hashes, [len(tokens) for tokens in prompts])
+        return await self.choose_hashed(hashes, [len(tokens) for tokens in prompts], began)
 
     async def choose_hashed(
-        self, hashes: Sequence[npt.NDArray[np.uint64]], num_tokens: Sequence[int]
+        self, hashes: Sequence[npt.NDArray[np.uint64]], num_tokens: Sequence[int], began: float | None = None
     ) -> list[Choice] | None:
-        """The same for prompts given by their block hashes and lengths."""
+        """The same for prompts given by their block hashes and lengths.
+
+        began: when the caller began, by ``time.perf_counter``, if it was before.
+        """
         if not num_tokens:
             return []
         flat = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
         blocks = [len(of_request) for of_request in hashes]
-        began = time.perf_counter()
+        began = time.perf_counter() if began is None else began
         answer = await self._ask(self.actor.choose_batch, flat, blocks, list(num_tokens))
         if answer is None:
             return None

@@ -53,9 +53,9 @@ class RouterMetrics:
         self._fallbacks = self._retries = 0
 
     def record_decisions(self, latency_us: float, count: int) -> None:
-        """``count`` requests were given a worker by one question that took ``latency_us``, shared among them."""
+        """``count`` requests were given a worker by one question, whose answer each waited ``latency_us`` for."""
         self.decisions += count
-        self._latencies_us.extend([latency_us / count] * count)
+        self._latencies_us.extend([latency_us] * count)
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """These requests were answered."""
@@ -77,8 +77,8 @@ class RouterMetrics:
         """The figures, as JSON values.
 
         decisions: requests that the router gave a worker.
-        decision_us_p50, decision_us_p99: the caller's wait for a decision, Ray call included, microseconds a request
-            (a batch's wait is shared by its requests); None before the first.
+        decision_us_p50, decision_us_p99: how long a request waited for its worker, hashing and Ray call included,
+            microseconds; the requests of a batch all wait for the batch.  None before the first.
         predicted_hit_rate, actual_hit_rate: share of prompt tokens expected, and found, in the engines' caches.
         requests_per_worker, tokens_per_worker: answered; tokens of prompts and answers.
         imbalance: tokens of the worker with the most over the mean; None before the first.

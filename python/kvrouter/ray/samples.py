@@ -16,7 +16,8 @@ def requests_of_batch(data: Mapping[str, Any], greedy: bool = False) -> list[Sam
     """One request a row: its tokens without the padding.
 
     data: ``input_ids`` [B, S] integers, right-padded; ``input_lengths`` [B]; optionally ``stop_strings`` (a list of
-        one list, or None, a row), ``max_new_tokens`` [B] and ``seeds`` [B].
+        one list, or None, a row), ``max_new_tokens`` [B], ``seeds`` [B], and ``decided_at`` [B]: seconds since the
+        epoch, when each row's worker was decided.
     Raises ValueError, naming the column, for columns that do not fit together.
     """
     for name in ("input_ids", "input_lengths"):
@@ -34,7 +35,9 @@ def requests_of_batch(data: Mapping[str, Any], greedy: bool = False) -> list[Sam
     if len(wrong):
         row = int(wrong[0])
         raise ValueError(f"input_lengths[{row}] is {int(lengths[row])}, not from 1 to {ids.shape[1]}")
-    optional = {name: _column(data, name, len(ids)) for name in ("stop_strings", "max_new_tokens", "seeds")}
+    optional = {
+        name: _column(data, name, len(ids)) for name in ("stop_strings", "max_new_tokens", "seeds", "decided_at")
+    }
     return [
         SampleRequest(
             np.ascontiguousarray(ids[row, : int(lengths[row])], dtype=np.int64),
@@ -42,6 +45,7 @@ def requests_of_batch(data: Mapping[str, Any], greedy: bool = False) -> list[Sam
             None if optional["max_new_tokens"] is None else int(optional["max_new_tokens"][row]),
             tuple((optional["stop_strings"] or {row: None})[row] or ()),
             None if optional["seeds"] is None else int(optional["seeds"][row]),
+            decided_at=0.0 if optional["decided_at"] is None else float(optional["decided_at"][row]),
         )
         for row in range(len(ids))
     ]
@@ -72,6 +76,9 @@ def batch_of_results(data: Mapping[str, Any], results: Sequence[SampleResult], p
         "truncated": np.asarray([result.truncated for result in results], dtype=bool),
         "num_cached_tokens": np.asarray([result.cached_tokens for result in results], dtype=np.int64),
         "weight_version": np.asarray([result.weight_version for result in results], dtype=np.int64),
+        "transit_s": np.asarray([result.transit_s for result in results], dtype=np.float64),
+        "ttft_s": np.asarray([result.ttft_s for result in results], dtype=np.float64),
+        "generation_s": np.asarray([result.duration_s for result in results], dtype=np.float64),
     }
     return BatchedDataDict({name: like(column, data["input_ids"]) for name, column in columns.items()})
 
