@@ -12,10 +12,9 @@ from typing import Any
 
 import ray
 
-from kvrouter.ray.engine.base import SampleRequest, SampleResult
+from kvrouter.ray.engine.base import RoutingNote, SampleRequest, SampleResult
 from kvrouter.ray.health import FleetHealth
-from kvrouter.ray.router_client import Choice
-from kvrouter.ray.router_metrics import Outcome
+from kvrouter.ray.router_handle import Choice
 from kvrouter.ray.worker import WorkerNotReadyError
 
 logger = logging.getLogger("kvrouter.ray")
@@ -33,17 +32,16 @@ class GenerationError(RuntimeError):
 
 @dataclasses.dataclass(slots=True)
 class Answer:
-    """What became of a sample: number ``index`` of its batch, answered by ``worker``.
+    """What became of a sample: number ``index`` of its batch, answered by ``worker``, which it came to so.
 
-    router_s, latency_s: what the decision took, and from then on to the answer, retries included.
+    latency_s: from the decision to the answer, retries included.
     """
 
     index: int
     worker: int
     result: SampleResult
-    outcome: Outcome
+    note: RoutingNote
     latency_s: float
-    router_s: float = 0.0
 
 
 class Dispatcher:
@@ -59,15 +57,23 @@ class Dispatcher:
         self._lost = lost
 
     async def run(
-        self, requests: Sequence[SampleRequest], choices: Sequence[Choice], fallback: bool = False
+        self,
+        requests: Sequence[SampleRequest],
+        choices: Sequence[Choice],
+        *,
+        wait_s: float = 0.0,
+        fallback: bool = False,
     ) -> AsyncIterator[Answer]:
         """Sends each request to the worker chosen for it; yields answers as they come.
 
+        wait_s: what the decision took; fallback: the router was to make it, and did not answer.
         A request whose worker is lost goes to another.  When the caller stops iterating, what is under way is
         cancelled.  Raises ValueError for a prompt that no engine takes, GenerationError when no worker answered.
         """
         tasks = [
-            asyncio.ensure_future(self._serve(index, request, choice, fallback))
+            asyncio.ensure_future(
+                self._serve(index, request, choice, RoutingNote(choice.overlap_blocks, wait_s, fallback))
+            )
             for index, (request, choice) in enumerate(zip(requests, choices, strict=True))
         ]
         try:
@@ -78,15 +84,16 @@ class Dispatcher:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _serve(self, index: int, request: SampleRequest, choice: Choice, fallback: bool) -> Answer:
+    async def _serve(self, index: int, request: SampleRequest, choice: Choice, note: RoutingNote) -> Answer:
         began = time.perf_counter()
         timeout_s = _timeout_s()
         failed: list[int] = []
-        retries = 0
         while True:
             worker: int | None = choice.worker
-            if retries or not self._health.is_up(choice.worker):
+            if note.retries or not self._health.is_up(choice.worker):
                 worker = self._health.least_loaded(failed)
+                # The overlap was that of another worker.
+                note = dataclasses.replace(note, overlap_blocks=None)
             if worker is None:
                 # Every worker has failed this request, or is down: one that comes back may serve it.
                 failed.clear()
@@ -97,25 +104,16 @@ class Dispatcher:
                     )
                 await asyncio.sleep(0)
                 continue
+            request.decision = note
             try:
                 result = await self._call(worker, request, timeout_s)
             except WORKER_ERRORS as error:
                 logger.info("worker %d was lost with sample %d (%s): it goes to another", worker, index, _line(error))
                 failed.append(worker)
-                retries += 1
+                note = dataclasses.replace(note, retries=note.retries + 1)
                 self._lost(worker)
                 continue
-            predicted = choice.overlap_blocks if not retries and worker == choice.worker else None
-            outcome = Outcome(
-                worker,
-                predicted,
-                len(request.tokens),
-                result.cached_tokens,
-                len(result.tokens),
-                retries=retries,
-                fallback=fallback,
-            )
-            return Answer(index, worker, result, outcome, time.perf_counter() - began)
+            return Answer(index, worker, result, note, time.perf_counter() - began)
 
     async def _call(self, worker: int, request: SampleRequest, timeout_s: float) -> SampleResult:
         self._health.began(worker)

@@ -17,7 +17,7 @@ from kvrouter.ray.config import GenerationConfig, check_generation_config, model
 from kvrouter.ray.dispatch import Answer
 from kvrouter.ray.engine.base import SampleRequest, WeightSource
 from kvrouter.ray.routed_worker_group import RoutedVllmWorkerGroup
-from kvrouter.ray.router_client import RouterClient
+from kvrouter.ray.router_handle import RouterHandle
 from kvrouter.ray.samples import batch_of_results, requests_of_batch
 from kvrouter.ray.virtual_cluster import RayVirtualCluster
 from kvrouter.ray.worker_group import RayWorkerBuilder
@@ -74,7 +74,7 @@ class VllmGeneration:
         return self.worker_group.router_enabled
 
     @property
-    def router(self) -> RouterClient | None:
+    def router(self) -> RouterHandle | None:
         """The way to the router; None while there is none."""
         return self.worker_group.router
 
@@ -109,7 +109,7 @@ class VllmGeneration:
         return True
 
     def router_metrics(self, clear: bool = False) -> dict[str, Any]:
-        """Decisions, hit rates, latencies and loads; see ``RouterMetrics.as_dict``.  ``clear``: start anew."""
+        """Decisions, hit rates, latencies and loads; see ``kvrouter.ray.router_metrics``.  ``clear``: start anew."""
         return self.worker_group.router_metrics(clear)
 
     def get_step_metrics(self) -> dict[str, float]:
@@ -154,9 +154,9 @@ class VllmGeneration:
 
     def _batch(self, data: Mapping[str, Any], answers: Sequence[Answer]) -> BatchedDataDict:
         result = batch_of_results(data, [answer.result for answer in answers], self._pad_token_id)
-        result["router_s"] = like(np.asarray([answer.router_s for answer in answers]), data["input_ids"])
+        result["router_s"] = like(np.asarray([answer.note.wait_s for answer in answers]), data["input_ids"])
         result["gen_leader_worker_idx"] = [self._leader_idx(answer.worker) for answer in answers]
-        result["overlap_blocks"] = [answer.outcome.predicted_blocks for answer in answers]
+        result["overlap_blocks"] = [answer.note.overlap_blocks for answer in answers]
         return result
 
     async def generate_async(
@@ -228,7 +228,7 @@ class VllmGeneration:
         if self._asleep:
             self._on_all("wake_up", kwargs.get("tags"))
             self._asleep = kwargs.get("tags") is not None and "kv_cache" not in kwargs["tags"]
-        if self.router_enabled and self.router is None:
+        if self.router_enabled and self.router is None and self.worker_group.is_owner:
             self._start_router_or_say_why(True)
         return True
 

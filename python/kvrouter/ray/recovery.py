@@ -15,7 +15,7 @@ from kvrouter.config import WorkerAddress
 from kvrouter.ray import background
 from kvrouter.ray.engine.base import WeightSource
 from kvrouter.ray.health import FleetHealth
-from kvrouter.ray.router_client import RouterClient
+from kvrouter.ray.router_handle import RouterHandle
 from kvrouter.ray.worker import WorkerNotReadyError, WorkerReport
 
 logger = logging.getLogger("kvrouter.ray")
@@ -45,7 +45,7 @@ class Recovery:
         #: What the owner loads into a worker that comes back; None: what its config says.
         self.weights: WeightSource | None = None
         #: Set when the fleet has a router; told of losses and returns.
-        self.router: RouterClient | None = None
+        self.router: RouterHandle | None = None
         self.reports: dict[int, WorkerReport] = {}
 
     def start_all(self) -> list[WorkerReport]:
@@ -69,32 +69,12 @@ class Recovery:
                 return
             self._under_way.add(worker)
         self._health.mark_down(worker)
-        if self.router is not None:
-            self.router.reset(worker)
+        router = self.router
+        if router is not None and router.is_here:
+            background.spawn(router.reset(worker))
         future = background.spawn(self._bring_back(worker))
         with self._lock:
             self._futures.append(future)
-
-    def watch_router(self, router: RouterClient | None, enable_kv_indexer: bool = True) -> None:
-        """The fleet has this router now, or none; the owner starts it again when its process is lost."""
-        self.router = router
-        if router is not None and self._owner:
-            self._futures.append(background.spawn(self._watch_router(router, enable_kv_indexer)))
-
-    async def _watch_router(self, router: RouterClient, enable_kv_indexer: bool) -> None:
-        while not self._closed and self.router is router:
-            try:
-                await router.actor.watch.remote()
-            except ray.exceptions.RayError:
-                if self._closed or self.router is not router:
-                    return
-                await asyncio.sleep(RETRY_S)
-                addresses = [address_of(self.reports[rank]) for rank in range(len(self._leaders))]
-                try:
-                    await router.actor.start.remote(addresses, enable_kv_indexer)
-                    logger.warning("the router was restarted; it knows nothing of what the workers cache yet")
-                except ray.exceptions.RayError:
-                    continue
 
     def close(self) -> None:
         """Watches nothing any more; a second call does nothing."""
@@ -122,12 +102,8 @@ class Recovery:
             if report is None:
                 return
             self.reports[worker] = report
-            if self.router is not None and self._owner:
-                address = address_of(report)
-                try:
-                    await self.router.moved(worker, address)
-                except ray.exceptions.RayError as error:
-                    logger.warning("the router was not told that worker %d is back: %s", worker, error)
+            if self.router is not None:
+                await asyncio.to_thread(self.router.moved, worker, address_of(report))
             self._health.mark_up(worker)
             logger.warning("worker %d serves again", worker)
         finally:

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import ray
 
-from kvrouter import compute_block_hashes
 from kvrouter.config import RouterConfig, WorkerAddress
+from kvrouter.ray import background
 from kvrouter.ray.batched_data_dict import to_numpy
 from kvrouter.ray.config import check_generation_config, router_block_size, router_enabled
 from kvrouter.ray.dispatch import Answer, Dispatcher
 from kvrouter.ray.engine.base import SampleRequest, WeightSource
 from kvrouter.ray.health import FleetHealth
 from kvrouter.ray.recovery import Recovery, address_of
-from kvrouter.ray.router_client import Choice, RouterClient
-from kvrouter.ray.router_metrics import RouterMetrics
+from kvrouter.ray.router_handle import Choice, RouterHandle
+from kvrouter.ray.router_metrics import Ledger, summed_up
 from kvrouter.ray.virtual_cluster import RayVirtualCluster
 from kvrouter.ray.worker_group import RayWorkerBuilder, RayWorkerGroup
 
@@ -32,10 +32,10 @@ RESET_TIMEOUT_S = 30.0
 
 
 class RoutedVllmWorkerGroup(RayWorkerGroup):
-    """Engines in Ray actors, and a router in another that every holder of this object asks.
+    """Engines in Ray actors, and one router that every holder of this object asks.
 
-    Picklable: a copy in another process asks the same workers and the same router; only the process that made the group
-    restarts workers and ends them.
+    Picklable: a copy in another process asks the same workers and the same router, which runs in the process that made
+    the group; only that one restarts workers, starts the router, and ends them.
 
     router_config: the router's settings; None or ``enabled: False``: no routing.
     For the rest see ``RayWorkerGroup``.  Engines are started here, which takes as long as the slowest takes.
@@ -60,7 +60,7 @@ class RoutedVllmWorkerGroup(RayWorkerGroup):
         super().__init__(cluster, builder, workers_per_node, name_prefix, bundle_indices_list, env_vars)
         self.router_config: RouterConfig | None = config.get("router_cfg")
         self.block_size = router_block_size(config)
-        self._router: RouterClient | None = None
+        self._router: RouterHandle | None = None
         self._weight_version = 0
         self._connect(owner=True)
         try:
@@ -76,10 +76,9 @@ class RoutedVllmWorkerGroup(RayWorkerGroup):
         self._recovery = Recovery(self.leaders(), self.devices, self._health, owner)
         self._recovery.router = self._router
         self._dispatcher = Dispatcher(self.leaders(), self._health, self._recovery.lost)
-        self._own_metrics = RouterMetrics(self.dp_size, self.block_size)
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("_health", "_recovery", "_dispatcher", "_own_metrics", "_owner", "_closed")
+        left_out = ("_health", "_recovery", "_dispatcher", "_owner", "_closed")
         state = {name: value for name, value in self.__dict__.items() if name not in left_out}
         state["_reports"] = self._recovery.reports
         return state
@@ -93,7 +92,7 @@ class RoutedVllmWorkerGroup(RayWorkerGroup):
     # --- the router ---
 
     @property
-    def router(self) -> RouterClient | None:
+    def router(self) -> RouterHandle | None:
         """The way to the router; None while there is none."""
         return self._router
 
@@ -101,6 +100,11 @@ class RoutedVllmWorkerGroup(RayWorkerGroup):
     def router_enabled(self) -> bool:
         """Whether a router is asked for."""
         return router_enabled(self.router_config)
+
+    @property
+    def is_owner(self) -> bool:
+        """Whether this object was made in this process, not pickled to it."""
+        return self._owner
 
     def worker_addresses(self) -> list[WorkerAddress]:
         """Where each worker publishes its KV events and its load, as it really is bound.
@@ -124,27 +128,32 @@ class RoutedVllmWorkerGroup(RayWorkerGroup):
             raise RuntimeError("Cannot start router when routing is disabled. Set router_config.enabled=True.")
         if self._router is not None:
             return
+        if not self._owner:
+            raise RuntimeError("this is a copy: the router is started by the process that made the group")
         for report in self._recovery.reports.values():
             if report.block_size != config["block_size"]:
                 raise ValueError(
                     f"router block_size {config['block_size']} is not worker {report.rank}'s {report.block_size}: set "
                     "router_cfg.block_size to it"
                 )
-        self._router = RouterClient.start(config, self.worker_addresses(), enable_kv_indexer)
-        self._recovery.watch_router(self._router, enable_kv_indexer)
+        self._router = RouterHandle.start(config, self.worker_addresses(), enable_kv_indexer)
+        self._recovery.router = self._router
 
     async def stop_router(self) -> None:
-        """Ends the router, for every process; requests go round robin.  A second call does nothing."""
+        """Ends the router; requests go round robin.  A second call does nothing.
+
+        In a process that has a copy of the group, that process asks the router no more.
+        """
         await asyncio.to_thread(self.stop_router_now)
 
     def stop_router_now(self) -> None:
         """``stop_router`` for callers without a loop."""
         router, self._router = self._router, None
-        self._recovery.watch_router(None)
-        if router is not None and self._owner:
-            ray.kill(router.actor)
+        self._recovery.router = None
+        if router is not None:
+            router.close()
 
-    def _started_router(self) -> RouterClient:
+    def _started_router(self) -> RouterHandle:
         if not self.router_enabled:
             raise RuntimeError(DISABLED)
         if self._router is None:
@@ -168,31 +177,29 @@ class RoutedVllmWorkerGroup(RayWorkerGroup):
     ) -> list[int]:
         """The workers for a batch of requests, in its order, decided together: each knows where the others go.
 
-        batch_hashes: block hashes of each request, with its length in ``batch_num_tokens``; or token ids of each,
-            without.
+        batch_hashes: of each request its token ids, or its block hashes with its length in ``batch_num_tokens``.
+            An entry as long as its number of tokens is token ids (of blocks it would have fewer).
         Raises ValueError for two lists of unequal length; else as ``get_best_worker_id``.
         """
         router = self._started_router()
-        if batch_num_tokens is None:
-            prompts = [to_numpy(tokens) for tokens in batch_hashes]
-            hashes = [compute_block_hashes(tokens, self.block_size) for tokens in prompts]
-            lengths = [len(tokens) for tokens in prompts]
-        else:
-            if len(batch_hashes) != len(batch_num_tokens):
-                raise ValueError(f"{len(batch_hashes)} lists of hashes for {len(batch_num_tokens)} numbers of tokens")
-            hashes = [np.asarray(of_request, dtype=np.uint64) for of_request in batch_hashes]
-            lengths = [int(length) for length in batch_num_tokens]
+        entries = [to_numpy(entry) for entry in batch_hashes]
+        lengths = [len(entry) for entry in entries] if batch_num_tokens is None else [int(n) for n in batch_num_tokens]
+        if len(entries) != len(lengths):
+            raise ValueError(f"{len(entries)} lists of hashes for {len(lengths)} numbers of tokens")
         if any(length < 1 for length in lengths):
             raise ValueError("num_tokens must be positive")
-        choices = await router.choose_hashed(hashes, lengths)
+        if all(len(entry) == length for entry, length in zip(entries, lengths, strict=True)) and self.block_size > 1:
+            choices = await router.choose(entries)
+        else:
+            choices = await router.choose_hashed([entry.astype(np.uint64) for entry in entries], lengths)
         if choices is None:
             return [self._health.next_in_turn() for _ in lengths]
         return [choice.worker for choice in choices]
 
     async def get_worker_round_robin(self, local_hashes: Any = None, num_tokens: int | None = None) -> int:
         """The next worker in turn; the arguments do not matter."""
-        choices = await self._started_router().round_robin(1)
-        return self._health.next_in_turn() if choices is None else choices[0].worker
+        choice = await self._started_router().round_robin()
+        return self._health.next_in_turn() if choice is None else choice.worker
 
     async def choose(self, requests: Sequence[SampleRequest], use_router: bool = True) -> tuple[list[Choice], bool]:
         """A worker for each request, by the router or, without one, in turn; and whether the router failed to say."""
@@ -247,23 +254,13 @@ class RoutedVllmWorkerGroup(RayWorkerGroup):
             choices = [Choice(worker_id, None)] * len(requests)
         elif choices is None:
             choices, fallback = await self.choose(requests, use_router)
-        router_s = time.perf_counter() - began
-        answers = self._dispatcher.run(requests, choices, fallback)
-        done = []
+        wait_s = time.perf_counter() - began
+        answers = self._dispatcher.run(requests, choices, wait_s=wait_s, fallback=fallback)
         try:
             async for answer in answers:
-                answer.router_s = router_s
-                done.append(answer.outcome)
                 yield answer
         finally:
             await answers.aclose()  # type: ignore[attr-defined]
-            self._record(done)
-
-    def _record(self, outcomes: Sequence[Any]) -> None:
-        if self._router is not None:
-            self._router.record(outcomes)
-        else:
-            self._own_metrics.record(outcomes)
 
     async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, by a worker's tokenizer."""
@@ -279,7 +276,7 @@ class RoutedVllmWorkerGroup(RayWorkerGroup):
         """
         outcomes = await self._each("reset_prefix_cache", RESET_TIMEOUT_S, preempt_running)
         if self._router is not None:
-            await self._tell_router(self._router.reset())
+            await self._router.reset()
         return all(outcome is True for outcome in outcomes)
 
     async def update_weights(self, source: WeightSource, keep_kv_cache: bool = False) -> bool:
@@ -322,26 +319,15 @@ class RoutedVllmWorkerGroup(RayWorkerGroup):
                 raise outcome
         return outcomes
 
-    async def _tell_router(self, reference: Any) -> None:
-        try:
-            await reference
-        except ray.exceptions.RayError as error:
-            logger.warning("the router was not told of emptied caches: %s", error)
-
     # --- figures and the end ---
 
     def router_metrics(self, clear: bool = False) -> dict[str, Any]:
-        """What was decided and what became of it, all processes together; see ``RouterMetrics.as_dict``."""
-        if self._router is not None:
-            try:
-                figures: dict[str, Any] = ray.get(self._router.actor.metrics.remote(clear), timeout=5.0)
-                return figures
-            except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
-                logger.warning("the router gives no figures: %s", error)
-        figures = self._own_metrics.as_dict()
-        if clear:
-            self._own_metrics.clear()
-        return figures
+        """What was decided and what became of it, whichever process asked; see ``router_metrics.summed_up``.
+
+        clear: start anew.  A worker that is restarted starts anew, too.
+        """
+        ledgers = background.run(self._each("ledger", clear))
+        return summed_up([ledger if isinstance(ledger, Ledger) else Ledger() for ledger in ledgers])
 
     def shutdown(self, cleanup_method: str | None = None, timeout: float = 30.0, force: bool = False) -> bool:
         """Ends router and workers; a second call does nothing, and neither does one on a copy.

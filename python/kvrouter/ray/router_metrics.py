@@ -1,108 +1,98 @@
-"""What the router did, and what became of it."""
+"""What the router did, and what became of it.
+
+Each worker keeps the ledger of the requests it served, with what their sender said of the decision: so all processes'
+requests are counted, whoever sent them, and nobody is told of anything but the request itself.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from kvrouter.prediction import expected_cached_tokens
+from kvrouter.ray.engine.base import SampleRequest, SampleResult
 
-_LATENCIES_KEPT = 100_000
+_WAITS_KEPT = 20_000
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """A request that was answered.
+@dataclass
+class Ledger:
+    """One worker's requests since its start or the last ``take``.
 
-    worker: who answered.
-    predicted_blocks: leading blocks the router believed that worker to hold; None: not the router's choice.
-    prompt_tokens, cached_tokens, generated_tokens: the engine's own account.
-    retries: workers that failed before.
-    fallback: the router was asked and did not answer.
+    decisions: of them, those that the router gave this worker.
+    waits_us: how long these waited for the decision.
+    predicted_tokens, predicted_of: prompt tokens that the router expected in the cache, and of how many.
+    fallbacks: the router was asked, and did not answer.
+    retries: workers that failed before this one.
     """
 
-    worker: int
-    predicted_blocks: int | None
-    prompt_tokens: int
-    cached_tokens: int
-    generated_tokens: int
+    requests: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    decisions: int = 0
+    predicted_tokens: int = 0
+    predicted_of: int = 0
+    fallbacks: int = 0
     retries: int = 0
-    fallback: bool = False
+    waits_us: deque[float] = field(default_factory=lambda: deque(maxlen=_WAITS_KEPT))
+
+    def record(self, request: SampleRequest, result: SampleResult, block_size: int) -> None:
+        """This request was served."""
+        self.requests += 1
+        self.prompt_tokens += len(request.tokens)
+        self.cached_tokens += result.cached_tokens
+        self.generated_tokens += len(result.tokens)
+        decision = request.decision
+        if decision is None:
+            return
+        self.fallbacks += decision.fallback
+        self.retries += decision.retries
+        if decision.overlap_blocks is not None:
+            self.decisions += 1
+            self.waits_us.append(decision.wait_s * 1e6)
+            self.predicted_of += len(request.tokens)
+            self.predicted_tokens += expected_cached_tokens(decision.overlap_blocks, len(request.tokens), block_size)
 
 
-class RouterMetrics:
-    """Sums since the start or the last ``clear``; for one thread."""
+def summed_up(ledgers: Sequence[Ledger]) -> dict[str, Any]:
+    """The figures of a fleet, as JSON values; one ledger a worker.
 
-    def __init__(self, num_workers: int, block_size: int) -> None:
-        self.num_workers = num_workers
-        self.block_size = block_size
-        self.clear()
+    decisions: requests whose worker the router chose.
+    decision_us_p50, decision_us_p99: how long a request waited for its worker, hashing included, microseconds; the
+        requests of a batch all wait for the batch.  None before the first.
+    predicted_hit_rate, actual_hit_rate: share of prompt tokens expected, and found, in the engines' caches.
+    requests_per_worker, tokens_per_worker: answered; tokens of prompts and answers.
+    imbalance: tokens of the worker with the most over the mean; None before the first.
+    fallbacks: requests that went round robin because the router did not answer.
+    retries: attempts that failed because a worker was lost.
+    """
 
-    def clear(self) -> None:
-        """Starts anew."""
-        self.decisions = 0
-        self._latencies_us: deque[float] = deque(maxlen=_LATENCIES_KEPT)
-        self._requests = np.zeros(self.num_workers, dtype=np.int64)
-        self._tokens = np.zeros(self.num_workers, dtype=np.int64)
-        self._prompt_tokens = self._cached_tokens = self._generated_tokens = 0
-        self._predicted_tokens = self._predicted_of = 0
-        self._fallbacks = self._retries = 0
+    def total(name: str) -> int:
+        return sum(getattr(ledger, name) for ledger in ledgers)
 
-    def record_decisions(self, latency_us: float, count: int) -> None:
-        """``count`` requests were given a worker by one question, whose answer each waited ``latency_us`` for."""
-        self.decisions += count
-        self._latencies_us.extend([latency_us] * count)
-
-    def record(self, outcomes: Sequence[Outcome]) -> None:
-        """These requests were answered."""
-        for outcome in outcomes:
-            self._requests[outcome.worker] += 1
-            self._tokens[outcome.worker] += outcome.prompt_tokens + outcome.generated_tokens
-            self._prompt_tokens += outcome.prompt_tokens
-            self._cached_tokens += outcome.cached_tokens
-            self._generated_tokens += outcome.generated_tokens
-            self._retries += outcome.retries
-            self._fallbacks += outcome.fallback
-            if outcome.predicted_blocks is not None:
-                self._predicted_of += outcome.prompt_tokens
-                self._predicted_tokens += expected_cached_tokens(
-                    outcome.predicted_blocks, outcome.prompt_tokens, self.block_size
-                )
-
-    def as_dict(self) -> dict[str, Any]:
-        """The figures, as JSON values.
-
-        decisions: requests that the router gave a worker.
-        decision_us_p50, decision_us_p99: how long a request waited for its worker, hashing and Ray call included,
-            microseconds; the requests of a batch all wait for the batch.  None before the first.
-        predicted_hit_rate, actual_hit_rate: share of prompt tokens expected, and found, in the engines' caches.
-        requests_per_worker, tokens_per_worker: answered; tokens of prompts and answers.
-        imbalance: tokens of the worker with the most over the mean; None before the first.
-        fallbacks: requests that went round robin because the router did not answer.
-        retries: attempts that failed because a worker was lost.
-        """
-        mean = float(self._tokens.mean())
-        latencies = np.asarray(self._latencies_us)
-        points = np.percentile(latencies, (50, 99)).tolist() if len(latencies) else [None, None]
-        return {
-            "decisions": self.decisions,
-            "decision_us_p50": points[0],
-            "decision_us_p99": points[1],
-            "predicted_hit_rate": _share(self._predicted_tokens, self._predicted_of),
-            "actual_hit_rate": _share(self._cached_tokens, self._prompt_tokens),
-            "prompt_tokens": self._prompt_tokens,
-            "cached_tokens": self._cached_tokens,
-            "generated_tokens": self._generated_tokens,
-            "requests_per_worker": self._requests.tolist(),
-            "tokens_per_worker": self._tokens.tolist(),
-            "imbalance": float(self._tokens.max()) / mean if mean > 0 else None,
-            "fallbacks": self._fallbacks,
-            "retries": self._retries,
-        }
+    tokens = [ledger.prompt_tokens + ledger.generated_tokens for ledger in ledgers]
+    waits = np.concatenate([np.asarray(ledger.waits_us, dtype=np.float64) for ledger in ledgers])
+    points = np.percentile(waits, (50, 99)).tolist() if len(waits) else [None, None]
+    return {
+        "decisions": total("decisions"),
+        "decision_us_p50": points[0],
+        "decision_us_p99": points[1],
+        "predicted_hit_rate": _share(total("predicted_tokens"), total("predicted_of")),
+        "actual_hit_rate": _share(total("cached_tokens"), total("prompt_tokens")),
+        "prompt_tokens": total("prompt_tokens"),
+        "cached_tokens": total("cached_tokens"),
+        "generated_tokens": total("generated_tokens"),
+        "requests_per_worker": [ledger.requests for ledger in ledgers],
+        "tokens_per_worker": tokens,
+        "imbalance": max(tokens) * len(tokens) / sum(tokens) if any(tokens) else None,
+        "fallbacks": total("fallbacks"),
+        "retries": total("retries"),
+    }
 
 
 def _share(part: int, whole: int) -> float | None:

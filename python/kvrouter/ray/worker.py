@@ -25,6 +25,7 @@ from kvrouter.ray.engine import (
     make_engine,
 )
 from kvrouter.ray.ports import PortClaim, claim_ports
+from kvrouter.ray.router_metrics import Ledger
 from kvrouter.ray.samples import batch_of_results, requests_of_batch
 
 logger = logging.getLogger("kvrouter.ray")
@@ -71,7 +72,7 @@ class VllmGenerationWorker:
         self._claim: PortClaim | None = None
         self._starting = asyncio.Lock()
         self._weight_version = 0
-        self._collective: tuple[str, int, int, int] | None = None
+        self._ledger = Ledger()
 
     # --- life ---
 
@@ -196,6 +197,7 @@ class VllmGenerationWorker:
             result = await engine.generate(request)
         except EngineDeadError as error:
             _leave(f"worker {self._spec.rank}: {error}")
+        self._ledger.record(request, result, engine.block_size)
         result.weight_version = version
         result.transit_s = transit
         return result
@@ -219,6 +221,13 @@ class VllmGenerationWorker:
     async def cache_counters(self) -> tuple[int, int]:
         """Prompt tokens looked up in, and taken from, the engine's prefix cache since its start."""
         return await self._serving().cache_counters()
+
+    async def ledger(self, clear: bool = False) -> Ledger:
+        """What it served since its start or the last ``clear``."""
+        ledger = self._ledger
+        if clear:
+            self._ledger = Ledger()
+        return ledger
 
     async def reset_prefix_cache(self, timeout_s: float = 30.0, preempt_running: bool = False) -> bool:
         """Forgets every cached prefix.  While requests hold blocks it is tried again, for ``timeout_s`` seconds."""

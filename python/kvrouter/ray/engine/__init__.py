@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvrouter.ray.engine.base import Engine, EngineDeadError, EngineSpec, SampleRequest, SampleResult, WeightSource
+from kvrouter.ray.engine.base import (
+    Engine,
+    EngineDeadError,
+    EngineSpec,
+    RoutingNote,
+    SampleRequest,
+    SampleResult,
+    WeightSource,
+)
 
 if TYPE_CHECKING:
     from kvrouter.ray.engine.base import EnginePorts
@@ -13,6 +21,7 @@ __all__ = [
     "Engine",
     "EngineDeadError",
     "EngineSpec",
+    "RoutingNote",
     "SampleRequest",
     "SampleResult",
     "WeightSource",

@@ -44,6 +44,22 @@ class EngineSpec:
     devices: Sequence[str] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class RoutingNote:
+    """What its sender says of how a request came to its worker; for the worker's ledger.
+
+    overlap_blocks: leading blocks that the router believed the worker to hold; None: not the router's choice.
+    wait_s: how long the request waited for the decision.
+    fallback: the router was asked, and did not answer.
+    retries: workers that failed before.
+    """
+
+    overlap_blocks: int | None = None
+    wait_s: float = 0.0
+    fallback: bool = False
+    retries: int = 0
+
+
 @dataclass(slots=True)
 class SampleRequest:
     """One sample to generate.
@@ -54,7 +70,8 @@ class SampleRequest:
     stop_strings: besides the config's.
     seed: of the sampling; None: the engine's own.
     want_text: whether the result's ``text`` is wanted.
-    decided_at: when the request's worker was decided, seconds since the epoch.
+    decided_at: when the request's worker was decided, seconds since the epoch; 0: not told.
+    decision: how it was.
     """
 
     tokens: npt.NDArray[np.int64]
@@ -64,6 +81,7 @@ class SampleRequest:
     seed: int | None = None
     want_text: bool = False
     decided_at: float = 0.0
+    decision: RoutingNote | None = None
 
 
 @dataclass(slots=True)
