@@ -11,7 +11,7 @@ from kvrouter.ray import background
 
 
 class HttpJson:
-    """Requests to one server.  All calls on the background loop; a request over a connection that broke is sent again."""
+    """Requests to one server, on the background loop; one over a connection that broke is sent again."""
 
     def __init__(self, url: str, timeout_s: float) -> None:
         self._url = url

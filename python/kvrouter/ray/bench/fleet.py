@@ -3,58 +3,36 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.cluster_utils import Cluster
 
 from kvrouter.bench.settings import EngineName
 from kvrouter.ray.bench.settings import RayBenchSettings
+from kvrouter.ray.local_cluster import local_ray
 from kvrouter.ray.virtual_cluster import RayVirtualCluster
 from kvrouter.vllm.engines import is_cpu_vllm
 from kvrouter.vllm.tiny_model import default_model_dir, make_tiny_model
 
-_STORE_BYTES = 128 * 1024 * 1024
 _CPU_CACHE_GIB = 1
 
 
 @contextmanager
 def ray_cluster(settings: RayBenchSettings) -> Iterator[None]:
     """Ray, connected to: the cluster at ``RAY_ADDRESS``, or nodes of its own on this machine, gone at the end."""
-    quiet = {"log_to_driver": settings.log_level.value in ("DEBUG", "INFO"), "logging_level": "ERROR"}
+    log_to_driver = settings.log_level.value in ("DEBUG", "INFO")
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
+        ray.init(log_to_driver=log_to_driver, logging_level="ERROR")
         try:
             yield
         finally:
             ray.shutdown()
         return
-    # A node's sockets lie in its folder, and a path of more than 107 characters is none.
-    with tempfile.TemporaryDirectory(prefix="kvr-", dir="/tmp") as folder:
-        per_node: dict[str, Any] = {"num_cpus": settings.gpus_per_node, "object_store_memory": _STORE_BYTES}
-        if settings.num_nodes == 1:
-            gpus = {"num_gpus": 0} if not uses_gpus(settings) else {}
-            ray.init(**per_node, **gpus, _temp_dir=folder, include_dashboard=False, **quiet)
-            try:
-                yield
-            finally:
-                ray.shutdown()
-            return
-        cluster = Cluster(
-            initialize_head=True,
-            head_node_args={**per_node, "num_gpus": 0, "temp_dir": folder, "include_dashboard": False},
-        )
-        try:
-            for _ in range(settings.num_nodes - 1):
-                cluster.add_node(**per_node, num_gpus=0)
-            ray.init(address=cluster.address, **quiet)
-            yield
-        finally:
-            ray.shutdown()
-            cluster.shutdown()
+    gpus = settings.gpus_per_node if uses_gpus(settings) else 0
+    with local_ray(settings.num_nodes, settings.gpus_per_node, gpus, log_to_driver=log_to_driver):
+        yield
 
 
 def uses_gpus(settings: RayBenchSettings) -> bool:
