@@ -58,6 +58,16 @@ def sim_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerFleet]
         yield fleet
 
 
+@pytest.fixture(scope="session")
+def ray_node() -> Iterator[None]:
+    """Ray, one node that says it has 16 CPUs, gone with the session."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'kvrouter[ray]'")
+    from kvrouter.ray.local_cluster import local_ray
+
+    with local_ray(cpus_per_node=16):
+        yield
+
+
 @pytest.fixture
 def processes_under() -> object:
     """A function from a process id to the ids of all processes below it, itself included."""

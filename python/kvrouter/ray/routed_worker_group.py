@@ -106,6 +106,10 @@ class RoutedVllmWorkerGroup(RayWorkerGroup):
         """Whether this object was made in this process, not pickled to it."""
         return self._owner
 
+    def is_up(self, worker: int) -> bool:
+        """Whether this process sends requests to the worker."""
+        return self._health.is_up(worker)
+
     def worker_addresses(self) -> list[WorkerAddress]:
         """Where each worker publishes its KV events and its load, as it really is bound.
 
