@@ -29,7 +29,7 @@ def local_ray(
     if gpus_per_node is not None:
         node["num_gpus"] = gpus_per_node
     with ExitStack() as stack:
-        stack.enter_context(_own_folder())
+        stack.enter_context(_own_environment())
         if num_nodes == 1:
             stack.callback(ray.shutdown)
             # "local": never a cluster that somebody else runs here.
@@ -46,19 +46,22 @@ def local_ray(
 
 
 @contextmanager
-def _own_folder() -> Iterator[None]:
+def _own_environment() -> Iterator[None]:
     """Ray's files in a folder that goes with it: also the note by which ray.init() finds a running cluster.
 
     The folder is right below /tmp, as a node's sockets lie in it and the path of a socket has 107 characters at most.
+    Ray would give workers a low priority; here they are what is measured.
     """
-    before = os.environ.get("RAY_TMPDIR")
     with tempfile.TemporaryDirectory(prefix="kvr-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         os.mkdir(os.path.join(folder, "ray"))
-        os.environ["RAY_TMPDIR"] = folder
+        own = {"RAY_TMPDIR": folder, "RAY_worker_niceness": "0"}
+        before = {name: os.environ.get(name) for name in own}
+        os.environ.update(own)
         try:
             yield
         finally:
-            if before is None:
-                del os.environ["RAY_TMPDIR"]
-            else:
-                os.environ["RAY_TMPDIR"] = before
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value

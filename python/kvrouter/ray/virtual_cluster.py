@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -124,4 +125,6 @@ class RayVirtualCluster:
 
     def _make_group(self, node: int, count: int) -> PlacementGroup:
         bundles: list[dict[str, Any]] = [self._bundle_resources()] * count
-        return placement_group(bundles, strategy="STRICT_PACK", name=f"{self.name or 'kvrouter'}-node{node}")
+        # Ray wants every group's name to be its own, and two clusters of one job may have the same.
+        name = f"{self.name or 'kvrouter'}-node{node}-{uuid.uuid4().hex[:8]}"
+        return placement_group(bundles, strategy="STRICT_PACK", name=name)
