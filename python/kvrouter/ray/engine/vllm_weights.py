@@ -21,7 +21,7 @@ class WeightsExtension:
 
     def kvrouter_load_weights(self, path: str) -> None:
         """Loads a checkpoint: a ``.safetensors`` file or a folder of them, with the names of the model's own."""
-        self.model_runner.reload_weights(weights_iterator=_tensors(Path(path)))
+        self._kvrouter_reload(_tensors(Path(path)))
 
     def kvrouter_init_collective(self, host: str, port: int, first_rank: int, world_size: int) -> None:
         """Joins the group of the broadcast as rank ``first_rank`` + its own."""
@@ -35,7 +35,13 @@ class WeightsExtension:
             for name, shape, dtype in info:
                 yield name, group.receive(shape, dtype, self.device)
 
-        self.model_runner.reload_weights(weights_iterator=received())
+        self._kvrouter_reload(received())
+
+    def _kvrouter_reload(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+        config = self.model_runner.model_config.hf_text_config
+        if getattr(config, "tie_word_embeddings", False):
+            weights = _with_tied_head(weights)
+        self.model_runner.reload_weights(weights_iterator=weights)
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -48,3 +54,16 @@ def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
         with safe_open(file, framework="pt", device="cpu") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a dictionary)
                 yield name, tensors.get_tensor(name)
+
+
+def _with_tied_head(weights: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The output head, which shares the embedding's weight and may be left out, right after the embedding.
+
+    vLLM ties the two when it builds the model, not when it reloads weights: the head would keep its old ones.
+    """
+    for name, tensor in weights:
+        if name == "lm_head.weight":
+            continue
+        yield name, tensor
+        if name.endswith("embed_tokens.weight"):
+            yield "lm_head.weight", tensor
