@@ -58,3 +58,20 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 120.
 def hits(length: int) -> int:
     """Tokens of a cached prompt that an engine takes from its cache: whole blocks, and never the last token."""
     return (length - 1) // BLOCK_SIZE * BLOCK_SIZE
+
+
+def cluster(workers: int = 2) -> Any:
+    """Room for so many workers, of the little that simulated ones take."""
+    from kvrouter.ray import RayVirtualCluster
+
+    return RayVirtualCluster([workers], use_gpus=False, num_cpus_per_bundle=0.1)
+
+
+def settle(generation: Any, blocks: int) -> None:
+    """Waits until the router knows of so many cached blocks."""
+    wait_until(lambda: sum(cached_blocks(generation)) >= blocks, f"{blocks} blocks in the router's index")
+
+
+def cached_blocks(generation: Any) -> list[int]:
+    """What each worker holds, as the router knows it."""
+    return [worker["cached_blocks"] for worker in generation.router.status()["workers"]]

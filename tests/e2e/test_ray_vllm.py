@@ -8,7 +8,7 @@ import threading
 
 import numpy as np
 import pytest
-from ray_support import hits, prompts, router_cfg, wait_until
+from ray_support import cached_blocks, hits, prompts, router_cfg, settle, wait_until
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'kvrouter[ray]'")
 
@@ -76,11 +76,6 @@ def check_greedy(model, data, result) -> None:
         assert not result["logprobs"][row, :length].any()
 
 
-def settle(generation, blocks):
-    held = lambda: sum(worker["cached_blocks"] for worker in generation.router.status()["workers"])  # noqa: E731
-    wait_until(lambda: held() >= blocks, f"{blocks} blocks in the router's index")
-
-
 def test_what_is_routed_is_what_is_cached(generation):
     generation.invalidate_kv_cache()
     data = prompts(8)
@@ -141,7 +136,7 @@ def test_an_engine_killed_in_the_middle_of_a_batch(generation, tiny_model, proce
     model = policy(tiny_model, 1)
     assert generation.update_weights(model.state_dict())
     data = prompts(32, seed=2)
-    victim = ray.get(generation.worker_group.leader(0).report.remote())
+    victim = generation.worker_group.report(0)
     family = processes_under(victim.pid)
     assert len(family) > 1  # the engine has processes of its own
     timer = threading.Timer(0.3, os.kill, (victim.pid, signal.SIGKILL))
@@ -153,7 +148,7 @@ def test_an_engine_killed_in_the_middle_of_a_batch(generation, tiny_model, proce
     check_greedy(model, data, generation.generate(data, greedy=True))
     wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in family), "the engine's processes to be gone")
     wait_until(lambda: generation.worker_group.is_up(0), "worker 0 to serve again", timeout_s=300)
-    assert generation.router.status()["workers"][0]["cached_blocks"] == 0
+    assert cached_blocks(generation)[0] == 0
     fresh = prompts(8, seed=3)
     result = generation.generate(fresh, greedy=True)
     assert set(result["gen_leader_worker_idx"]) == {0, 1}

@@ -15,7 +15,7 @@ from kvrouter.ray import background
 from kvrouter.ray.batched_data_dict import BatchedDataDict, like
 from kvrouter.ray.config import GenerationConfig, check_generation_config, model_parallel_size
 from kvrouter.ray.dispatch import Answer
-from kvrouter.ray.engine.base import SampleRequest, WeightSource
+from kvrouter.ray.engine.base import SampleRequest
 from kvrouter.ray.routed_worker_group import RoutedVllmWorkerGroup
 from kvrouter.ray.router_handle import RouterHandle
 from kvrouter.ray.samples import batch_of_results, requests_of_batch
@@ -270,13 +270,12 @@ class VllmGeneration:
         """
         if (state_dict is None) == (path is None):
             raise ValueError("give either state_dict or path")
-        source = WeightSource(self.worker_group.next_weight_version(), path, state_dict)
-        return bool(background.run(self.worker_group.update_weights(source, keep_kv_cache)))
+        return bool(background.run(self.worker_group.update_weights(state_dict, path, keep_kv_cache)))
 
     @property
     def weight_version(self) -> int:
         """How many updates there have been."""
-        return self.worker_group.next_weight_version() - 1
+        return self.worker_group.weight_version
 
     def init_collective(
         self, ip: str, port: int, world_size: int, *, train_world_size: int = 1

@@ -13,7 +13,6 @@ import ray
 
 from kvrouter.config import WorkerAddress
 from kvrouter.ray import background
-from kvrouter.ray.engine.base import WeightSource
 from kvrouter.ray.health import FleetHealth
 from kvrouter.ray.router_handle import RouterHandle
 from kvrouter.ray.worker import WorkerNotReadyError, WorkerReport
@@ -42,8 +41,8 @@ class Recovery:
         self._under_way: set[int] = set()
         self._futures: list[Future[None]] = []
         self._closed = False
-        #: What the owner loads into a worker that comes back; None: what its config says.
-        self.weights: WeightSource | None = None
+        #: Ray's reference to the ``WeightSource`` for a worker that comes back; None: what its config says.
+        self.weights: Any = None
         #: Set when the fleet has a router; told of losses and returns.
         self.router: RouterHandle | None = None
         self.reports: dict[int, WorkerReport] = {}
@@ -57,6 +56,8 @@ class Recovery:
             raise RuntimeError(str(error.cause)) from None
         except ray.exceptions.GetTimeoutError:
             raise RuntimeError(f"the engines have not started within {START_TIMEOUT_S:.0f} s") from None
+        except ray.exceptions.RayError as error:
+            raise RuntimeError(f"a worker was lost while its engine started: {error}") from None
         self.reports = {report.rank: report for report in reports}
         for worker in range(len(self._leaders)):
             self._futures.append(background.spawn(self._watch(worker)))
