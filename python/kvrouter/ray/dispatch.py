@@ -21,6 +21,8 @@ logger = logging.getLogger("kvrouter.ray")
 
 TIMEOUT_VARIABLE = "NRL_VLLM_ASYNC_TIMEOUT_SECONDS"
 DEFAULT_TIMEOUT_S = 900.0
+#: A sample that has been lost with so many workers may be what they die of.
+MAX_RETRIES = 8
 
 #: What a call to a worker fails with when it is the worker that failed, not the request.
 WORKER_ERRORS = (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, WorkerNotReadyError)
@@ -112,6 +114,11 @@ class Dispatcher:
                 failed.append(worker)
                 note = dataclasses.replace(note, retries=note.retries + 1)
                 self._lost(worker)
+                if note.retries > MAX_RETRIES:
+                    raise GenerationError(
+                        f"sample {index} was lost with {note.retries} workers, the last time by {_line(error)}: it "
+                        "may be what ends them; see their logs"
+                    ) from None
                 continue
             return Answer(index, worker, result, note, time.perf_counter() - began)
 
