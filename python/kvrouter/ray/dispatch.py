@@ -72,6 +72,9 @@ class Dispatcher:
         A request whose worker is lost goes to another.  When the caller stops iterating, what is under way is
         cancelled.  Raises ValueError for a prompt that no engine takes, GenerationError when no worker answered.
         """
+        decided_at = time.time()
+        for request in requests:
+            request.decided_at = decided_at
         tasks = [
             asyncio.ensure_future(
                 self._serve(index, request, choice, RoutingNote(choice.overlap_blocks, wait_s, fallback))
@@ -112,6 +115,7 @@ class Dispatcher:
             except WORKER_ERRORS as error:
                 logger.info("worker %d was lost with sample %d (%s): it goes to another", worker, index, _line(error))
                 failed.append(worker)
+                request.decided_at = time.time()
                 note = dataclasses.replace(note, retries=note.retries + 1)
                 self._lost(worker)
                 if note.retries > MAX_RETRIES:
@@ -124,7 +128,6 @@ class Dispatcher:
 
     async def _call(self, worker: int, request: SampleRequest, timeout_s: float) -> SampleResult:
         self._health.began(worker)
-        request.decided_at = time.time()
         reference = self._leaders[worker].generate_sample.remote(request)
         try:
             result: SampleResult = await asyncio.wait_for(asyncio.wrap_future(reference.future()), timeout_s)

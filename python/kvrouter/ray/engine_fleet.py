@@ -10,6 +10,7 @@ import ray
 
 from kvrouter.config import RouterConfig, WorkerAddress
 from kvrouter.ray import background
+from kvrouter.ray.batched_data_dict import is_tensor
 from kvrouter.ray.config import check_generation_config, router_block_size
 from kvrouter.ray.dispatch import WORKER_ERRORS, Dispatcher
 from kvrouter.ray.engine.base import WeightSource
@@ -123,6 +124,10 @@ class EngineFleet(RayWorkerGroup):
         """Loads new weights into every worker; see ``VllmGeneration.update_weights``."""
         self._check_owner("update weights")
         version = self.weight_version + 1
+        if state_dict is not None:
+            state_dict = {
+                name: value.detach().cpu() if is_tensor(value) else value for name, value in state_dict.items()
+            }
         # Ray's copy: the trainer goes on changing its tensors, and a worker restarted later must get what all have.
         reference = ray.put(WeightSource(version, path, state_dict))
         self.weight_version = version
