@@ -122,10 +122,14 @@ class KvRouter:
                 "Router started: %d workers, block_size=%d, policy=%s", self.num_workers, self.block_size, self.policy
             )
 
-    def wait_until_connected(self, timeout_s: float = 5.0) -> bool:
-        """Waits until every worker is reached: what it publishes before that is lost.  False after ``timeout_s``."""
+    def wait_until_connected(self, timeout_s: float = 5.0, worker: int | None = None) -> bool:
+        """Waits until a worker (None: every worker) is reached: what it publishes before that is lost.
+
+        False when ``timeout_s`` seconds are over first.
+        """
         deadline = time.monotonic() + timeout_s
-        while not all(worker["state"] == "up" for worker in self.status()["workers"]):
+        chosen = range(self.num_workers) if worker is None else (worker,)
+        while not all(self.status()["workers"][number]["state"] == "up" for number in chosen):
             if time.monotonic() >= deadline:
                 return False
             time.sleep(0.02)

@@ -34,7 +34,7 @@ class VllmGeneration:
 
     cluster: where the engines go.
     config: see ``GenerationConfig``.
-    name_prefix: for logs.
+    name_prefix: of the actors' names.
     workers_per_node: how many of each node's bundles are used; default all.
 
     A router that cannot start is no error: it is said once (``Failed to initialize router: <reason>``), and requests go

@@ -174,10 +174,13 @@ class RouterHandle:
 
     def moved(self, worker: int, address: WorkerAddress) -> None:
         """A worker that was gone is back; in the process that started the router."""
-        if self._api is None:
+        api = self._api
+        if api is None:
             return
-        self._api.router.reset(worker)
+        api.router.reset(worker)
         if self._addresses[worker] == address:
+            # It is sent nothing before it is heard: the events of its first requests would be lost.
+            api.router.wait_until_connected(CONNECT_S, worker)
             return
         logger.warning(
             "worker %d is back at another address (%s:%d): the router starts with an empty index",
@@ -186,9 +189,8 @@ class RouterHandle:
             address.kv_events_port,
         )
         self._addresses[worker] = address
-        replaced, port = self._api, self._api.port
-        replaced.close()
-        self._listen(port)
+        api.close()
+        self._listen(api.port)
 
     # --- what others want to know ---
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,6 +36,7 @@ class RayWorkerGroup:
     Actors that die are started anew by Ray; see ``kvrouter.ray.recovery`` for what happens then.
 
     cluster: where the actors go, a bundle each.
+    name_prefix: of the actors' names.
     workers_per_node: how many of each node's bundles are used: a number, or one for each node; default all.
     bundle_indices_list: instead of it, (node, [bundles]) for each shard.
     Raises ValueError, naming the setting, when the bundles do not make whole shards.
@@ -73,11 +75,15 @@ class RayWorkerGroup:
                 _actor(
                     remote_worker_builder.worker,
                     shard[0],
+                    f"{name_prefix}-{rank}",
                     max_concurrency=MAX_CALLS_PER_WORKER,
                     **options,
                 ).remote(config, spec)
             )
-            peers = [_actor(ModelParallelPeer, bundle, **options).remote() for bundle in shard[1:]]
+            peers = [
+                _actor(ModelParallelPeer, bundle, f"{name_prefix}-{rank}-peer", **options).remote()
+                for bundle in shard[1:]
+            ]
             self.workers += peers
             devices = ray.get([peer.devices.remote() for peer in peers])
             self.devices.append([device for owned in devices for device in owned])
@@ -116,8 +122,10 @@ def _class_of(name: str) -> type:
     return found
 
 
-def _actor(cls: type, bundle: Bundle, *, num_cpus: float, num_gpus: float, **options: Any) -> Any:
+def _actor(cls: type, bundle: Bundle, name: str, *, num_cpus: float, num_gpus: float, **options: Any) -> Any:
     return ray.remote(cls).options(
+        # For Ray's lists; unique, as two groups of one job may have the same prefix.
+        name=f"{name}-{uuid.uuid4().hex[:8]}",
         num_cpus=num_cpus,
         num_gpus=num_gpus,
         max_restarts=-1,
