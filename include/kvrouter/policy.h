@@ -1,7 +1,7 @@
 // Policies: given what is known of every worker, which one should serve a request?
 //
-// A policy is one file in src/policy and one line in its registry.  It sees a request and a row per worker, and
-// nothing else: no sockets, no index, no clock.
+// A policy is one file in src/policy and one line in its registry.  It sees a request (or a batch of them) and a row
+// per worker, and nothing else: no sockets, no index, no clock.
 #pragma once
 
 #include <cstddef>
@@ -16,13 +16,21 @@
 
 namespace kvrouter {
 
+// Names a prefix: blocks 0 to k of a request, for its k-th prefix.
+using PrefixHash = std::uint64_t;
+
 struct RoutingRequest {
-  std::size_t num_tokens;  // > 0
-  std::size_t block_size;  // tokens
+  std::size_t num_tokens;                  // > 0
+  std::size_t block_size;                  // tokens
+  std::span<const PrefixHash> prefixes{};  // one a full block; empty where the policy did not ask for them
 };
 
+// The names of the prefixes that end with each of these blocks.
+// REQUIRES: out.size() == blocks.size().
+void hash_prefixes(std::span<const LocalHash> blocks, std::span<PrefixHash> out);
+
 struct WorkerView {
-  std::uint32_t overlap_blocks = 0;  // leading blocks of the request that the worker holds
+  std::uint32_t overlap_blocks = 0;  // leading blocks of the request that the worker holds, or is about to
   double kv_usage = 0;               // 0 to 1
   std::int64_t waiting = 0;          // requests
   bool available = true;             // false: lost; to be chosen only if all are
@@ -35,6 +43,19 @@ class Random {
   virtual std::uint64_t next() = 0;
 };
 
+// Requests that are decided together, and the workers as each decision would leave them.
+class Batch {
+ public:
+  virtual ~Batch() = default;
+  virtual std::size_t size() const = 0;
+  virtual RoutingRequest request(std::size_t i) const = 0;
+  // A row a worker for request `i`, as if what is assigned so far had been sent: its prefixes count as held by the
+  // worker it went to, and it waits there.  Valid, and the caller's to change, until the next call.
+  virtual std::span<WorkerView> workers(std::size_t i) = 0;
+  // Request `i` goes to `worker`.  Once for each request.
+  virtual void assign(std::size_t i, WorkerId worker) = 0;
+};
+
 class Policy {
  public:
   virtual ~Policy() = default;
@@ -44,6 +65,14 @@ class Policy {
   // REQUIRES: workers is not empty; some worker is available; scores.size() == workers.size().
   virtual WorkerId choose(const RoutingRequest& request, std::span<const WorkerView> workers, Random& random,
                           std::span<double> scores) = 0;
+
+  // Assigns every request of the batch.  Unless a policy knows better: one after the other, each decision seeing the
+  // ones before it, and no worker above `batch_token_limit()` times the mean of tokens.
+  // REQUIRES: as choose().
+  virtual void choose_batch(Batch& batch, Random& random, std::span<double> scores);
+  // Affinity alone would send a whole batch to whoever holds its prefix; this is where a group is split.  Infinite
+  // for policies that follow no prefix.
+  virtual double batch_token_limit() const { return 1.5; }
 };
 
 // A policy by name; nullptr if there is none of that name.

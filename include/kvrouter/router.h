@@ -3,8 +3,8 @@
 // A decision never waits for the network: it reads the prefix index and the load table as they are.  Whatever fails
 // inside a decision, the request still gets a worker (round robin), and the first failure is told as a notice.
 //
-// Threads: route(), choose(), round_robin(), reset(), status() and next_notice() may be called from any thread, before,
-// while and after the router runs.  start() and stop() are idempotent and may be called from any thread.
+// Threads: choose() and its kin, round_robin(), reset(), status() and next_notice() may be called from any thread,
+// before, while and after the router runs.  start() and stop() are idempotent and may be called from any thread.
 #pragma once
 
 #include <chrono>
@@ -39,10 +39,16 @@ struct RouterOptions {
   std::chrono::milliseconds metrics_interval{250};
 };
 
+// One request of a batch that is decided together.
+struct BatchRequest {
+  std::span<const LocalHash> blocks;  // hashes of its full blocks
+  std::size_t num_tokens = 0;         // > 0
+};
+
 // What the caller needs of a decision...
 struct Choice {
   WorkerId worker = 0;
-  std::uint32_t overlap_blocks = 0;  // leading blocks of the request that the worker holds
+  std::uint32_t overlap_blocks = 0;  // leading blocks of the request that the worker holds (in a batch: or is sent)
 };
 
 // ... and how it came about: one entry a worker.
@@ -114,6 +120,13 @@ class Router {
   Choice choose_for_tokens(std::span<const TokenId> tokens, NamespaceHash ns = 0);
   Decision explain(std::span<const LocalHash> blocks, std::size_t num_tokens);
   Decision explain_for_tokens(std::span<const TokenId> tokens, NamespaceHash ns = 0);
+  // A worker for each of the requests, in their order.  The decisions know of each other: a prefix that one of them
+  // sends to a worker counts as held there for the rest, so that the samples of a prompt which nobody has cached yet
+  // stay together; and a group is split before a worker has much more than its share of tokens.
+  // REQUIRES: choices.size() == requests.size(); num_tokens > 0 for all.
+  void choose_batch(std::span<const BatchRequest> requests, std::span<Choice> choices);
+  void choose_batch_for_tokens(std::span<const std::span<const TokenId>> requests, NamespaceHash ns,
+                               std::span<Choice> choices);
   // The next worker in turn, workers that are down left out.
   WorkerId round_robin();
 

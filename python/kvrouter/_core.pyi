@@ -137,6 +137,23 @@ class Router:
 
     def explain_for_tokens(self, tokens: object, lora_name: str | None = None) -> Decision: ...
 
+    def choose_batch(self, hashes: list[Any], num_tokens: object) -> tuple[Annotated[NDArray[numpy.uint32], dict(shape=(None,))], Annotated[NDArray[numpy.uint32], dict(shape=(None,))]]:
+        """
+        Decides for a batch at once.
+
+        hashes: for each request the hashes of its full blocks, 1-D uint64 array or list.
+        num_tokens: of each request, (B,).
+        Returns (workers, overlap_blocks), uint32, (B,) each.  ValueError when the lengths differ.
+        """
+
+    def choose_batch_for_tokens(self, tokens: object, lengths: object | None = None, lora_name: str | None = None) -> tuple[Annotated[NDArray[numpy.uint32], dict(shape=(None,))], Annotated[NDArray[numpy.uint32], dict(shape=(None,))]]:
+        """
+        The same from token ids.
+
+        tokens: 2-D integer array or CPU tensor, (B, S), or a list of B sequences.
+        lengths: tokens of each request without its padding, (B,); None: all.
+        """
+
     def round_robin(self) -> int: ...
 
     def reset(self, worker: int | None = None) -> None: ...
@@ -206,6 +223,11 @@ class SimEngine:
     @property
     def num_preemptions(self) -> int:
         """Preemptions since the start."""
+
+def sim_tokenize(text: str, vocab_size: int = 1024) -> list[int]:
+    """
+    The token ids that a simulated worker reads in a text: 'w123' is 123, any other word a hash.
+    """
 
 class SimWorker:
     """

@@ -4,6 +4,8 @@
 
 - ``POST /find_best_worker`` and ``POST /find_worker_round_robin``:
   ``{"local_hashes": [...], "num_tokens": n}`` -> ``{"worker_id": n, "overlap_blocks": k}``
+- ``POST /find_best_workers``: ``{"requests": [the same, ...]}``, decided together -> ``{"worker_ids": [...],
+  "overlap_blocks": [...]}``
 - ``POST /reset``: forgets what the workers cache
 - ``GET /workers``: what is known of each worker; ``GET /health``
 

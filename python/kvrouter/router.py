@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 import weakref
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import Self
 
 from kvrouter import _core, decision_log
@@ -119,6 +122,19 @@ class KvRouter:
                 "Router started: %d workers, block_size=%d, policy=%s", self.num_workers, self.block_size, self.policy
             )
 
+    def wait_until_connected(self, timeout_s: float = 5.0, worker: int | None = None) -> bool:
+        """Waits until a worker (None: every worker) is reached: what it publishes before that is lost.
+
+        False when ``timeout_s`` seconds are over first.
+        """
+        deadline = time.monotonic() + timeout_s
+        chosen = range(self.num_workers) if worker is None else (worker,)
+        while not all(self.status()["workers"][number]["state"] == "up" for number in chosen):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.02)
+        return True
+
     def close(self) -> None:
         """Stops listening.  A second call does nothing; decisions go on with what is known."""
         self._listening.stop()
@@ -187,6 +203,39 @@ class KvRouter:
             decision_log.log_decision(decision, self.block_size)
         return decision
 
+    def route_batch(
+        self,
+        tokens: Any | None = None,
+        lengths: Any | None = None,
+        *,
+        hashes: Sequence[Any] | None = None,
+        num_tokens: Any | None = None,
+        lora_name: str | None = None,
+    ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+        """Workers for the B requests of a batch, decided together in one call.
+
+        The decisions know of each other: a prefix that one of them sends to a worker counts as held there for the
+        rest, so that the samples of a prompt that nobody has cached yet stay together, and a group is split before a
+        worker has 1.5 times the mean of tokens.
+
+        tokens: (B, S) integer array or CPU tensor, padded at the end, or a list of B sequences of token ids.
+        lengths: with ``tokens``, (B,): tokens of each request without its padding; None: all.
+        hashes, num_tokens: instead of the two, as for best_worker(), one entry each a request.
+        lora_name: the adapter that the requests ask for, with ``tokens``.
+        Returns (workers, overlap_blocks), uint32, (B,) each, in the order of the requests.
+        Raises ValueError when numbers of entries differ, a request has no tokens or a value is out of range.
+        """
+        if (tokens is None) == (hashes is None) or (hashes is None) != (num_tokens is None):
+            raise ValueError("give either tokens, or hashes and num_tokens")
+        if hashes is None:
+            chosen = self._core.choose_batch_for_tokens(tokens, lengths, lora_name)
+        elif lengths is not None or lora_name is not None:
+            raise ValueError("lengths and lora_name go with tokens, not with hashes")
+        else:
+            chosen = self._core.choose_batch(list(hashes), num_tokens)
+        logger.debug("Batch of %d requests: workers %s", len(chosen[0]), chosen[0])
+        return chosen
+
     def worker_round_robin(self) -> int:
         """The next worker in turn; workers that are down are left out."""
         worker = self._core.round_robin()
@@ -196,6 +245,38 @@ class KvRouter:
     async def get_best_worker(self, hashes: Any, num_tokens: int) -> int:
         """best_worker(hashes, num_tokens), for async callers."""
         return self.best_worker(hashes, num_tokens)
+
+    async def get_best_worker_ids_batch(
+        self, batch_hashes: Sequence[Any], batch_num_tokens: Sequence[int] | None = None
+    ) -> list[int]:
+        """Workers for a batch of requests, decided together (see route_batch()), in the order of the requests.
+
+        batch_hashes: for each request its block hashes, or its token ids: an entry as long as its number of tokens
+        is token ids (with blocks of more than one token it cannot be hashes).
+        batch_num_tokens: tokens of each request; None: all entries are token ids.
+        Raises ValueError when the two differ in length or mix hashes with token ids.
+        """
+        if batch_num_tokens is None:
+            return self._to_list(self.route_batch(list(batch_hashes)))
+        if len(batch_hashes) != len(batch_num_tokens):
+            raise ValueError(
+                f"batch_hashes has {len(batch_hashes)} entries, batch_num_tokens has {len(batch_num_tokens)}: "
+                "one each a request"
+            )
+        are_tokens = [
+            self.block_size > 1 and len(entry) == count
+            for entry, count in zip(batch_hashes, batch_num_tokens, strict=True)
+        ]
+        if are_tokens and all(are_tokens):
+            return self._to_list(self.route_batch(list(batch_hashes)))
+        if any(are_tokens):
+            raise ValueError("batch_hashes mixes block hashes with token ids")
+        return self._to_list(self.route_batch(hashes=batch_hashes, num_tokens=batch_num_tokens))
+
+    @staticmethod
+    def _to_list(chosen: tuple[NDArray[np.uint32], NDArray[np.uint32]]) -> list[int]:
+        workers: list[int] = chosen[0].tolist()
+        return workers
 
     async def get_worker_round_robin(self, hashes: Any, num_tokens: int) -> int:
         """worker_round_robin(), for async callers; the arguments do not matter."""

@@ -21,22 +21,42 @@ namespace {
           .c_str());
 }
 
+bool is_integer(nb::dlpack::dtype type) {
+  const auto code = static_cast<nb::dlpack::dtype_code>(type.code);
+  return (code == nb::dlpack::dtype_code::Int || code == nb::dlpack::dtype_code::UInt) && type.lanes == 1;
+}
+
 AnyArray as_array(nb::handle object, const char* what) {
   AnyArray array;
-  if (!nb::try_cast(object, array, false)) bad_type(what);
-  const auto code = static_cast<nb::dlpack::dtype_code>(array.dtype().code);
-  const bool integer = code == nb::dlpack::dtype_code::Int || code == nb::dlpack::dtype_code::UInt;
-  if (!integer || array.dtype().lanes != 1) bad_type(what);
+  if (!nb::try_cast(object, array, false) || !is_integer(array.dtype())) bad_type(what);
   return array;
 }
 
-// Calls visit(pointer, stride) with the array's element type.
+// Elements somewhere in an array.
+struct Elements {
+  const void* data;
+  nb::dlpack::dtype type;
+  std::size_t size;
+  std::int64_t stride;  // in elements
+};
+
+Elements elements_of(const AnyArray& array) {
+  return {array.data(), array.dtype(), array.shape(0), array.stride(0)};
+}
+
+// The first `size` elements of a row.
+Elements elements_of_row(const AnyMatrix& matrix, std::size_t row, std::size_t size) {
+  const std::int64_t offset = static_cast<std::int64_t>(row) * matrix.stride(0) * (matrix.dtype().bits / 8);
+  return {static_cast<const std::byte*>(matrix.data()) + offset, matrix.dtype(), size, matrix.stride(1)};
+}
+
+// Calls visit(pointer, stride) with the elements' type.
 template <typename Visitor>
-void visit_elements(const AnyArray& array, Visitor&& visit) {
-  const bool is_signed = static_cast<nb::dlpack::dtype_code>(array.dtype().code) == nb::dlpack::dtype_code::Int;
-  const void* data = array.data();
-  const std::int64_t stride = array.stride(0);
-  switch (array.dtype().bits) {
+void visit_elements(const Elements& elements, Visitor&& visit) {
+  const bool is_signed = static_cast<nb::dlpack::dtype_code>(elements.type.code) == nb::dlpack::dtype_code::Int;
+  const void* data = elements.data;
+  const std::int64_t stride = elements.stride;
+  switch (elements.type.bits) {
     case 8:
       return is_signed ? visit(static_cast<const std::int8_t*>(data), stride)
                        : visit(static_cast<const std::uint8_t*>(data), stride);
@@ -62,10 +82,10 @@ bool all_fit(std::make_unsigned_t<Element> bits) {
 // The elements as T.  Contiguous elements of T's width are used in place.  The range is checked over all elements at
 // once, which compilers turn into vector code; which one was out of range is looked for only then.
 template <typename T>
-std::span<const T> narrow(const AnyArray& array, std::vector<T>& buffer, const char* what, const char* range) {
+std::span<const T> narrow(const Elements& elements, std::vector<T>& buffer, const char* what, const char* range) {
   std::span<const T> result;
-  const std::size_t size = array.shape(0);
-  visit_elements(array, [&](const auto* data, std::int64_t stride) {
+  const std::size_t size = elements.size;
+  visit_elements(elements, [&](const auto* data, std::int64_t stride) {
     using Element = std::remove_cv_t<std::remove_pointer_t<decltype(data)>>;
     using Bits = std::make_unsigned_t<Element>;
     Bits bits = 0;
@@ -147,16 +167,74 @@ bool read_list(nb::handle object, std::vector<T>& buffer, const char* what, cons
   return true;
 }
 
+constexpr const char* kTokenRange = "0 to 2^32 - 1";
+
 }  // namespace
 
 TokenView::TokenView(nb::handle tokens) {
-  constexpr const char* kRange = "0 to 2^32 - 1";
-  if (read_list(tokens, buffer_, "tokens", kRange)) {
+  if (read_list(tokens, buffer_, "tokens", kTokenRange)) {
     span_ = buffer_;
     return;
   }
   array_ = as_array(tokens, "tokens");
-  span_ = narrow(array_, buffer_, "tokens", kRange);
+  span_ = narrow(elements_of(array_), buffer_, "tokens", kTokenRange);
+}
+
+TokenBatchView::TokenBatchView(nb::handle tokens, nb::handle lengths) {
+  const bool is_list = PyList_Check(tokens.ptr()) || PyTuple_Check(tokens.ptr());
+  if (!is_list && (!nb::try_cast(tokens, matrix_, false) || !is_integer(matrix_.dtype()))) {
+    throw nb::type_error("tokens must be a two-dimensional integer array on the CPU or a list of sequences");
+  }
+  const std::size_t count = is_list ? nb::len(tokens) : matrix_.shape(0);
+  std::vector<std::uint64_t> given;
+  if (!lengths.is_none()) {
+    given = read_counts(lengths, "lengths");
+    if (given.size() != count) {
+      throw nb::value_error(("lengths has " + std::to_string(given.size()) + " entries, tokens has " +
+                             std::to_string(count) + " requests")
+                                .c_str());
+    }
+  }
+  const auto length_of = [&](std::size_t i, std::size_t whole) {
+    const std::size_t length = given.empty() ? whole : given[i];
+    if (length == 0 || length > whole) {
+      throw nb::value_error(("request " + std::to_string(i) + " of the batch: its length must be from 1 to " +
+                             std::to_string(whole) + ", got " + std::to_string(length))
+                                .c_str());
+    }
+    return length;
+  };
+  spans_.reserve(count);
+  if (is_list) {
+    rows_.reserve(count);
+    for (const nb::handle row : nb::borrow<nb::sequence>(tokens)) {
+      if (rows_.size() == count) throw nb::value_error("tokens changed while it was read");
+      const std::span<const TokenId> span = rows_.emplace_back(row).span();
+      spans_.push_back(span.first(length_of(spans_.size(), span.size())));
+    }
+    if (rows_.size() != count) throw nb::value_error("tokens changed while it was read");
+    return;
+  }
+  buffers_.resize(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::size_t length = length_of(i, matrix_.shape(1));
+    spans_.push_back(narrow(elements_of_row(matrix_, i, length), buffers_[i], "tokens", kTokenRange));
+  }
+}
+
+std::vector<std::uint64_t> read_counts(nb::handle values, const char* what) {
+  constexpr const char* kRange = "1 to 2^63 - 1";
+  std::vector<std::uint64_t> counts;
+  if (!read_list(values, counts, what, kRange)) {
+    const AnyArray array = as_array(values, what);
+    std::vector<std::uint64_t> buffer;
+    const std::span<const std::uint64_t> span = narrow(elements_of(array), buffer, what, kRange);
+    counts.assign(span.begin(), span.end());
+  }
+  for (std::size_t i = 0; i < counts.size(); ++i) {
+    if (counts[i] == 0 || counts[i] >> 63 != 0) out_of_range(what, i, kRange);
+  }
+  return counts;
 }
 
 HashView::HashView(nb::handle hashes, const char* what) {
@@ -169,7 +247,7 @@ HashView::HashView(nb::handle hashes, const char* what) {
   if (array_.dtype().bits == 64 && array_.stride(0) == 1) {  // torch has no uint64 arithmetic: the bits count
     span_ = {static_cast<const std::uint64_t*>(array_.data()), array_.shape(0)};
   } else {
-    span_ = narrow(array_, buffer_, what, kRange);
+    span_ = narrow(elements_of(array_), buffer_, what, kRange);
   }
 }
 

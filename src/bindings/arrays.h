@@ -18,6 +18,7 @@ namespace kvrouter::python {
 
 namespace nb = nanobind;
 using AnyArray = nb::ndarray<nb::ro, nb::ndim<1>, nb::device::cpu>;
+using AnyMatrix = nb::ndarray<nb::ro, nb::ndim<2>, nb::device::cpu>;
 
 // 32-bit token ids.  uint32 and int32 arrays are used where they lie; 64-bit and smaller ones are narrowed into a
 // buffer of the view's.
@@ -46,6 +47,25 @@ class __attribute__((visibility("hidden"))) HashView {
   std::vector<std::uint64_t> buffer_;
   std::span<const std::uint64_t> span_;
 };
+
+// The token ids of a batch of requests: a two-dimensional array whose rows are requests, or a list of sequences.
+class __attribute__((visibility("hidden"))) TokenBatchView {
+ public:
+  // `lengths`: tokens of each request, without its padding at the end; None: all of them.  What the padding of a
+  // two-dimensional array holds does not matter.  Throws as TokenView does, and nb::value_error for lengths that do
+  // not fit.
+  TokenBatchView(nb::handle tokens, nb::handle lengths);
+  std::span<const std::span<const TokenId>> spans() const { return spans_; }
+
+ private:
+  AnyMatrix matrix_;
+  std::vector<std::vector<TokenId>> buffers_;
+  std::vector<TokenView> rows_;
+  std::vector<std::span<const TokenId>> spans_;
+};
+
+// Positive integers of a one-dimensional sequence, e.g. lengths.  Throws as TokenView does.
+std::vector<std::uint64_t> read_counts(nb::handle values, const char* what);
 
 // `worker` as an id.  Throws nb::value_error unless it is one of `num_workers`.
 WorkerId checked_worker(std::size_t num_workers, std::int64_t worker);

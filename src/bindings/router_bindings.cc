@@ -49,6 +49,60 @@ void construct(Router* self, RouterOptions options) {
   }
 }
 
+// Signatures for the stub, which cannot know the element types of a tuple.
+#define KVROUTER_TWO_UINT32                                                                        \
+  "tuple[Annotated[NDArray[numpy.uint32], dict(shape=(None,))], Annotated[NDArray[numpy.uint32], " \
+  "dict(shape=(None,))]]"
+constexpr const char* kChooseBatch =
+    "def choose_batch(self, hashes: list[Any], num_tokens: object) -> " KVROUTER_TWO_UINT32;
+constexpr const char* kChooseBatchForTokens =
+    "def choose_batch_for_tokens(self, tokens: object, lengths: object | None = None, "
+    "lora_name: str | None = None) -> " KVROUTER_TWO_UINT32;
+
+// (workers, overlap_blocks) of a batch.
+nb::tuple to_arrays(const std::vector<Choice>& choices) {
+  std::vector<std::uint32_t> workers, overlap_blocks;
+  for (const Choice& choice : choices) {
+    workers.push_back(choice.worker);
+    overlap_blocks.push_back(choice.overlap_blocks);
+  }
+  return nb::make_tuple(to_numpy(std::move(workers)), to_numpy(std::move(overlap_blocks)));
+}
+
+nb::tuple choose_batch(Router& router, const nb::list& hashes, nb::handle num_tokens) {
+  const std::vector<std::uint64_t> tokens = read_counts(num_tokens, "num_tokens");
+  if (tokens.size() != nb::len(hashes)) {
+    throw nb::value_error(("hashes has " + std::to_string(nb::len(hashes)) + " entries, num_tokens has " +
+                           std::to_string(tokens.size()) + ": one each a request")
+                              .c_str());
+  }
+  std::vector<HashView> views;
+  std::vector<BatchRequest> requests;
+  views.reserve(tokens.size());
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    if (i >= nb::len(hashes)) throw nb::value_error("hashes changed while it was read");
+    views.emplace_back(hashes[i], "hashes");
+    requests.push_back({views.back().span(), tokens[i]});
+  }
+  std::vector<Choice> choices(requests.size());
+  {
+    const nb::gil_scoped_release release;
+    router.choose_batch(requests, choices);
+  }
+  return to_arrays(choices);
+}
+
+nb::tuple choose_batch_for_tokens(Router& router, nb::handle tokens, nb::handle lengths,
+                                  const std::optional<std::string>& lora_name) {
+  const TokenBatchView view(tokens, lengths);
+  std::vector<Choice> choices(view.spans().size());
+  {
+    const nb::gil_scoped_release release;
+    router.choose_batch_for_tokens(view.spans(), lora_name ? lora_namespace(*lora_name) : 0, choices);
+  }
+  return to_arrays(choices);
+}
+
 template <typename T, typename Get>
 auto column(const std::vector<WorkerLoad>& loads, Get get) {
   std::vector<T> values;
@@ -148,6 +202,16 @@ void bind_router(nb::module_& m) {
             return self.explain_for_tokens(view.span(), lora_name ? lora_namespace(*lora_name) : 0);
           },
           nb::arg("tokens"), nb::arg("lora_name") = nb::none())
+      .def("choose_batch", &choose_batch, nb::arg("hashes"), nb::arg("num_tokens"), nb::sig(kChooseBatch),
+           "Decides for a batch at once.\n\n"
+           "hashes: for each request the hashes of its full blocks, 1-D uint64 array or list.\n"
+           "num_tokens: of each request, (B,).\n"
+           "Returns (workers, overlap_blocks), uint32, (B,) each.  ValueError when the lengths differ.")
+      .def("choose_batch_for_tokens", &choose_batch_for_tokens, nb::arg("tokens"), nb::arg("lengths") = nb::none(),
+           nb::arg("lora_name") = nb::none(), nb::sig(kChooseBatchForTokens),
+           "The same from token ids.\n\n"
+           "tokens: 2-D integer array or CPU tensor, (B, S), or a list of B sequences.\n"
+           "lengths: tokens of each request without its padding, (B,); None: all.")
       .def("round_robin", &Router::round_robin)
       .def(
           "reset",

@@ -1,6 +1,7 @@
 // kvrouter._core.SimWorker, the simulated worker, and SimEngine, its engine alone in virtual time.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstdint>
@@ -11,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "sim/completions.h"
 #include "sim/scheduler.h"
 #include "sim/step_time.h"
 #include "sim/worker.h"
@@ -145,6 +147,14 @@ void bind_sim(nb::module_& m) {
   using sim::Worker;
   using sim::WorkerOptions;
   bind_engine(m);
+  m.def(
+      "sim_tokenize",
+      [](std::string_view text, sim::Token vocab_size) {
+        if (vocab_size <= sim::kFirstPlainToken) throw nb::value_error("vocab_size must be above 3");
+        return sim::tokenize(text, vocab_size);
+      },
+      nb::arg("text"), nb::arg("vocab_size") = sim::SchedulerOptions{}.vocab_size,
+      "The token ids that a simulated worker reads in a text: 'w123' is 123, any other word a hash.");
   const WorkerOptions defaults;
 
   nb::class_<Worker>(m, "SimWorker",

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <atomic>
+#include <limits>
 
 #include "policy/policies.h"
 
@@ -20,6 +21,8 @@ class RoundRobinPolicy final : public Policy {
     } while (!workers[worker].available);
     return worker;
   }
+
+  double batch_token_limit() const override { return std::numeric_limits<double>::infinity(); }
 
  private:
   std::atomic<std::uint64_t> turn_{0};

@@ -32,7 +32,8 @@ class Connections::Impl {
   Impl(const Context& context, bool kv_events) : context_(context) {
     const std::size_t n = context.options.workers.size();
     raise_descriptor_limit(n);
-    zmq_.set(zmq::ctxopt::max_sockets, static_cast<int>(4 * n + 16));
+    // Two channels a worker, each a socket, its monitor, and the socket in which libzmq feeds the monitor.
+    zmq_.set(zmq::ctxopt::max_sockets, static_cast<int>(6 * n + 16));
     const auto started = WorkerLink::Clock::now();
     std::vector<std::string> urls;
     for (WorkerId w = 0; w < n; ++w) {

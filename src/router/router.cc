@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "load/metrics_scraper.h"
+#include "router/batch_view.h"
 #include "router/connections.h"
 #include "router/latency_histogram.h"
 #include "router/notices.h"
@@ -48,6 +49,8 @@ struct Scratch {
   std::vector<WorkerView> views;
   std::vector<double> scores;
   std::vector<LocalHash> hashes;
+  std::vector<BatchRequest> requests;
+  BatchView batch;
 };
 
 Scratch& scratch() {
@@ -108,10 +111,7 @@ class Router::Impl {
     try {
       choice = choose_by_policy(blocks, num_tokens, explain);
     } catch (const std::exception& error) {
-      if (fallbacks_.fetch_add(1, std::memory_order_relaxed) == 0) {
-        notices_.post(Notice::Level::kError,
-                      std::string("a decision failed (") + error.what() + "): requests go round robin while it does");
-      }
+      on_failure(error, 1);
       choice = {next_in_turn(), 0};
     }
     count(choice.worker);
@@ -125,6 +125,46 @@ class Router::Impl {
     hashes.resize(tokens.size() / options_.block_size);
     hash_blocks(tokens, options_.block_size, ns, hashes);
     return choose(hashes, tokens.size(), explain);
+  }
+
+  void choose_batch(std::span<const BatchRequest> requests, std::span<Choice> choices) {
+    if (requests.empty()) return;
+    const auto begin = std::chrono::steady_clock::now();
+    Scratch& s = scratch();
+    bool begun = false;
+    try {
+      s.scores.resize(options_.workers.size());
+      view_workers(s.views);
+      s.batch.begin(index_, options_.block_size, requests, s.views, choices);
+      begun = true;
+      policy_->choose_batch(s.batch, random_, s.scores);
+    } catch (const std::exception& error) {
+      on_failure(error, requests.size() - (begun ? s.batch.num_assigned() : 0));
+      for (std::size_t i = 0; i < requests.size(); ++i) {
+        if (!begun || !s.batch.assigned(i)) choices[i] = {next_in_turn(), 0};
+      }
+    }
+    for (const Choice& choice : choices) count(choice.worker);
+    const auto elapsed = std::chrono::nanoseconds(std::chrono::steady_clock::now() - begin).count();
+    const auto share = static_cast<std::uint64_t>(elapsed) / requests.size();
+    for (std::size_t i = 0; i < requests.size(); ++i) latency_.record(share);
+  }
+
+  void choose_batch_for_tokens(std::span<const std::span<const TokenId>> requests, NamespaceHash ns,
+                               std::span<Choice> choices) {
+    Scratch& s = scratch();
+    std::size_t num_blocks = 0;
+    for (const auto tokens : requests) num_blocks += tokens.size() / options_.block_size;
+    s.hashes.resize(num_blocks);
+    s.requests.clear();
+    std::span<LocalHash> rest = s.hashes;
+    for (const auto tokens : requests) {
+      const std::span<LocalHash> blocks = rest.first(tokens.size() / options_.block_size);
+      rest = rest.subspan(blocks.size());
+      hash_blocks(tokens, options_.block_size, ns, blocks);
+      s.requests.push_back({blocks, tokens.size()});
+    }
+    choose_batch(s.requests, choices);
   }
 
   WorkerId round_robin() {
@@ -209,6 +249,13 @@ class Router::Impl {
     return round_robin_->choose({1, options_.block_size}, views, random_, scores);
   }
 
+  void on_failure(const std::exception& error, std::size_t num_requests) {
+    if (fallbacks_.fetch_add(num_requests, std::memory_order_relaxed) == 0) {
+      notices_.post(Notice::Level::kError,
+                    std::string("a decision failed (") + error.what() + "): requests go round robin while it does");
+    }
+  }
+
   void count(WorkerId worker) {
     loads_.add_waiting(worker);
     decisions_[worker].fetch_add(1, std::memory_order_relaxed);
@@ -262,6 +309,13 @@ Decision Router::explain(std::span<const LocalHash> blocks, std::size_t num_toke
   const Choice choice = impl_->choose(blocks, num_tokens, &decision);
   decision.choice = choice;
   return decision;
+}
+void Router::choose_batch(std::span<const BatchRequest> requests, std::span<Choice> choices) {
+  impl_->choose_batch(requests, choices);
+}
+void Router::choose_batch_for_tokens(std::span<const std::span<const TokenId>> requests, NamespaceHash ns,
+                                     std::span<Choice> choices) {
+  impl_->choose_batch_for_tokens(requests, ns, choices);
 }
 WorkerId Router::round_robin() {
   return impl_->round_robin();

@@ -18,11 +18,14 @@ struct Query {
   std::uint64_t num_tokens = 0;
 };
 
-// Empty on success, else what is wrong.
-std::string parse_query(const std::string& body, Query& query) {
-  const json message = json::parse(body, nullptr, /*allow_exceptions=*/false);
+// These two: empty on success, else what is wrong.
+std::string parse_object(const std::string& body, json& message) {
+  message = json::parse(body, nullptr, /*allow_exceptions=*/false);
   if (message.is_discarded()) return "the body is not valid JSON";
-  if (!message.is_object()) return "the body must be a JSON object";
+  return message.is_object() ? "" : "the body must be a JSON object";
+}
+
+std::string parse_query(const json& message, Query& query) {
   const auto hashes = message.find("local_hashes");
   if (hashes == message.end() || !hashes->is_array()) return "local_hashes must be a list of integers";
   query.hashes.reserve(hashes->size());
@@ -102,11 +105,36 @@ json describe(const Router& router) {
 }
 
 ApiAnswer route(Router& router, const std::string& body, bool round_robin) {
+  json message;
+  if (const std::string error = parse_object(body, message); !error.empty()) return failure(400, error);
   Query query;
-  if (const std::string error = parse_query(body, query); !error.empty()) return failure(400, error);
+  if (const std::string error = parse_query(message, query); !error.empty()) return failure(400, error);
   const Choice choice = round_robin ? Choice{router.round_robin(), 0} : router.choose(query.hashes, query.num_tokens);
   return {200, "{\"worker_id\":" + std::to_string(choice.worker) +
                    ",\"overlap_blocks\":" + std::to_string(choice.overlap_blocks) + "}"};
+}
+
+ApiAnswer route_batch(Router& router, const std::string& body) {
+  json message;
+  if (const std::string error = parse_object(body, message); !error.empty()) return failure(400, error);
+  const auto requests = message.find("requests");
+  if (requests == message.end() || !requests->is_array()) return failure(400, "requests must be a list of objects");
+  std::vector<Query> queries(requests->size());
+  std::vector<BatchRequest> batch;
+  for (std::size_t i = 0; i < queries.size(); ++i) {
+    const json& request = (*requests)[i];
+    const std::string error = request.is_object() ? parse_query(request, queries[i]) : "it must be a JSON object";
+    if (!error.empty()) return failure(400, "requests[" + std::to_string(i) + "]: " + error);
+    batch.push_back({queries[i].hashes, queries[i].num_tokens});
+  }
+  std::vector<Choice> choices(batch.size());
+  router.choose_batch(batch, choices);
+  json workers = json::array(), overlaps = json::array();
+  for (const Choice& choice : choices) {
+    workers.push_back(choice.worker);
+    overlaps.push_back(choice.overlap_blocks);
+  }
+  return {200, json{{"worker_ids", std::move(workers)}, {"overlap_blocks", std::move(overlaps)}}.dump()};
 }
 
 }  // namespace
@@ -119,6 +147,9 @@ ApiAnswer answer_router_request(Router& router, const HttpRequest& request) {
   }
   if (request.path == "/find_worker_round_robin") {
     return post ? route(router, request.body, true) : failure(405, "use POST");
+  }
+  if (request.path == "/find_best_workers") {
+    return post ? route_batch(router, request.body) : failure(405, "use POST");
   }
   if (request.path == "/reset") {
     if (!post) return failure(405, "use POST");

@@ -1,6 +1,8 @@
 // The router over HTTP, as JSON:
 //
 //   POST /find_best_worker         {"local_hashes": [u64...], "num_tokens": n} -> {"worker_id": n, "overlap_blocks": k}
+//   POST /find_best_workers        {"requests": [the same bodies...]}, decided together
+//                                  -> {"worker_ids": [n...], "overlap_blocks": [k...]}
 //   POST /find_worker_round_robin  the same body (its values do not matter)    -> {"worker_id": n, "overlap_blocks": 0}
 //   POST /reset                    forgets what the workers cache              -> {"status": "ok"}
 //   GET  /workers                  what is known of each worker

@@ -58,6 +58,38 @@ def sim_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerFleet]
         yield fleet
 
 
+@pytest.fixture(scope="session")
+def ray_node() -> Iterator[None]:
+    """Ray, one node that says it has 16 CPUs, gone with the session."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'kvrouter[ray]'")
+    from kvrouter.ray.local_cluster import local_ray
+
+    with local_ray(cpus_per_node=16):
+        yield
+
+
+@pytest.fixture(scope="session")
+def ray_sim_fleet(ray_node: None) -> Iterator[object]:
+    """``VllmGeneration`` over two simulated engines.  Who kills a worker waits until it is back."""
+    from ray_support import cluster, sim_config
+
+    from kvrouter.ray import VllmGeneration
+
+    place = cluster()
+    with VllmGeneration(place, sim_config()) as fleet:
+        yield fleet
+    place.shutdown()
+
+
+@pytest.fixture
+def generation(ray_sim_fleet):
+    """The same with empty caches, and a router that runs."""
+    ray_sim_fleet.invalidate_kv_cache()
+    ray_sim_fleet.prepare_for_generation()
+    ray_sim_fleet.router_metrics(clear=True)
+    return ray_sim_fleet
+
+
 @pytest.fixture
 def processes_under() -> object:
     """A function from a process id to the ids of all processes below it, itself included."""

@@ -108,7 +108,7 @@ def test_version_names_package_extension_and_python():
 def test_bench_help_explains_every_option():
     result = runner.invoke(app, ["bench", "--help"])
     assert result.exit_code == 0
-    for parameter in command._parameters():
+    for parameter in command.options_of(BenchSettings):
         flag = "--" + parameter.name.replace("_", "-")
         assert flag in result.output
         (option,) = parameter.annotation.__metadata__

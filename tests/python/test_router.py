@@ -196,6 +196,12 @@ def test_hears_its_workers(publishers):
         assert (decision.worker, decision.overlap_blocks) == (1, 2)
 
 
+def test_a_large_fleet_can_be_listened_to():
+    with KvRouter(num_workers=200, base_kv_events_port=20000, base_metrics_port=21000) as router:
+        assert router.running
+        assert len(router.status()["workers"]) == 200
+
+
 def test_start_and_close_twice_and_again():
     router = KvRouter(num_workers=1)
     for _ in range(2):

@@ -39,7 +39,7 @@ def bench(**options: Any) -> None:
     """
     console = Console(stderr=True)
     settings = BenchSettings(**options)
-    _set_up_logging(settings.log_level.value, console)
+    set_up_logging(settings.log_level.value, console)
     try:
         settings.validate()
         status = _run(settings, console)
@@ -68,7 +68,7 @@ def _run(settings: BenchSettings, console: Console) -> int:
             raise
         console.print(f"[bold red]error:[/] the benchmark needs {error.name}: pip install 'kvrouter\\[bench]'")
         return EXIT_FAILED
-    with _terminate_like_interrupt(), RichProgress(console) as progress:
+    with terminate_like_interrupt(), RichProgress(console) as progress:
         result = run_benchmark(settings, progress)
     out = Console()
     print_report(result, out)
@@ -87,7 +87,8 @@ def _escape(error: Exception) -> str:
     return escape(str(error))
 
 
-def _set_up_logging(level: str, console: Console) -> None:
+def set_up_logging(level: str, console: Console) -> None:
+    """The package's log lines go to the console, from this level on."""
     package = logging.getLogger("kvrouter")
     package.setLevel(level)
     package.handlers = [RichHandler(console=console, show_path=False, markup=False, log_time_format="[%X]")]
@@ -95,7 +96,7 @@ def _set_up_logging(level: str, console: Console) -> None:
 
 
 @contextmanager
-def _terminate_like_interrupt() -> Iterator[None]:
+def terminate_like_interrupt() -> Iterator[None]:
     """While this lasts, SIGTERM unwinds the stack as Ctrl-C does, so that what was started is stopped."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -152,16 +153,22 @@ class RichProgress:
             self._stage = None
 
 
-def _parameters() -> list[inspect.Parameter]:
-    hints = get_type_hints(BenchSettings, include_extras=True)
+def options_of(settings: type[Any]) -> list[inspect.Parameter]:
+    """The fields of a settings dataclass as the parameters that Typer makes options of."""
+    hints = get_type_hints(settings, include_extras=True)
     return [
         inspect.Parameter(
             field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
         )
-        for field in fields(BenchSettings)
+        for field in fields(settings)
     ]
 
 
-# Typer reads a command's options from its signature: this one's are the fields of the settings.
-bench.__signature__ = inspect.Signature(_parameters(), return_annotation=None)  # type: ignore[attr-defined]
-bench.__annotations__ = {parameter.name: parameter.annotation for parameter in _parameters()}
+def give_options(command: Any, settings: type[Any]) -> None:
+    """Typer reads a command's options from its signature: from now on they are the fields of ``settings``."""
+    parameters = options_of(settings)
+    command.__signature__ = inspect.Signature(parameters, return_annotation=None)
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+
+
+give_options(bench, BenchSettings)

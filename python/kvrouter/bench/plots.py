@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from kvrouter.bench.client import RequestRecord
 from kvrouter.bench.report import MODE_LABELS
-from kvrouter.bench.runner import BenchResult, WorkloadResult
+from kvrouter.bench.runner import ReportedResult, WorkloadResult
 from kvrouter.bench.stats import ecdf
 
 #: Of Okabe and Ito's palette: apart in every common form of colour blindness, and in grey.
@@ -44,9 +44,9 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def write_plots(result: BenchResult, folder: Path) -> list[Path]:
+def write_plots(result: ReportedResult, folder: Path) -> list[Path]:
     """Write the plots of all workloads to `folder`; returns their paths."""
-    plots: dict[str, Callable[[BenchResult], Figure]] = {
+    plots: dict[str, Callable[[ReportedResult], Figure]] = {
         "hit_rate.png": plot_hit_rate,
         "throughput.png": plot_throughput,
         "ttft.png": plot_ttft,
@@ -62,7 +62,7 @@ def write_plots(result: BenchResult, folder: Path) -> list[Path]:
     return paths
 
 
-def plot_hit_rate(result: BenchResult) -> Figure:
+def plot_hit_rate(result: ReportedResult) -> Figure:
     """Bars: share of prompt tokens that the workers took from their caches."""
     figure, axes = _bars(result, lambda figures: _scaled(figures["hit_rate"], 100), "{:.0f}%")
     axes.set(title="Prefix-cache hit rate", ylabel="prompt tokens from cache [%]")
@@ -71,7 +71,7 @@ def plot_hit_rate(result: BenchResult) -> Figure:
     return figure
 
 
-def plot_throughput(result: BenchResult) -> Figure:
+def plot_throughput(result: ReportedResult) -> Figure:
     """Bars: requests answered a second."""
     figure, axes = _bars(result, lambda figures: figures["requests_per_s"], "{:.1f}")
     axes.set(title=f"Throughput with {_users(result)}", ylabel="requests/s")
@@ -79,19 +79,19 @@ def plot_throughput(result: BenchResult) -> Figure:
     return figure
 
 
-def plot_ttft(result: BenchResult) -> Figure:
+def plot_ttft(result: ReportedResult) -> Figure:
     """Curves: the share of requests that had their first token by a time, a panel a workload."""
     title = f"Time to first token, routing included, {_users(result)}"
     return _distributions(result, title, "time to first token", "ms", lambda record: record.ttft_ms)
 
 
-def plot_router_latency(result: BenchResult) -> Figure:
+def plot_router_latency(result: ReportedResult) -> Figure:
     """Curves: the share of decisions (hashing and HTTP) done by a time, a panel a workload."""
-    title = "Router latency: hashing the prompt and one HTTP request"
+    title = "Router latency: from the prompt in hand to the worker's number"
     return _distributions(result, title, "router latency", "µs", lambda record: record.router_us)
 
 
-def plot_requests_per_worker(result: BenchResult) -> Figure:
+def plot_requests_per_worker(result: ReportedResult) -> Figure:
     """Stacked bars: how each mode spread the requests over the workers."""
     workloads = result.workloads
     figure = Figure(figsize=(max(6.0, 2.2 * len(workloads) + 2), 4.2), layout="constrained")
@@ -115,7 +115,7 @@ def plot_requests_per_worker(result: BenchResult) -> Figure:
     return figure
 
 
-def _bars(result: BenchResult, value: Callable[[dict[str, Any]], float | None], label: str) -> tuple[Figure, Axes]:
+def _bars(result: ReportedResult, value: Callable[[dict[str, Any]], float | None], label: str) -> tuple[Figure, Axes]:
     """Grouped bars, a group a workload and a bar a mode; with repeats, whiskers from the least to the greatest."""
     workloads = result.workloads
     figure = Figure(figsize=(max(6.0, 1.7 * len(workloads) + 2.4), 4.2), layout="constrained")
@@ -147,7 +147,7 @@ def _bars(result: BenchResult, value: Callable[[dict[str, Any]], float | None], 
 
 
 def _distributions(
-    result: BenchResult, title: str, quantity: str, unit: str, value: Callable[[RequestRecord], float | None]
+    result: ReportedResult, title: str, quantity: str, unit: str, value: Callable[[RequestRecord], float | None]
 ) -> Figure:
     count = len(result.workloads)
     columns = min(count, 2)
@@ -196,7 +196,6 @@ def _scaled(value: float | None, factor: float) -> float | None:
     return None if value is None else value * factor
 
 
-def _users(result: BenchResult) -> str:
+def _users(result: ReportedResult) -> str:
     settings = result.settings
-    users = f"{settings.concurrency} user{'s' if settings.concurrency > 1 else ''}"
-    return f"{users} and {settings.num_workers} {settings.engine.value} workers"
+    return f"{settings.arrival} and {settings.num_workers} {settings.engine.value} workers"

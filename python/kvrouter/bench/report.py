@@ -11,14 +11,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kvrouter.bench.runner import BenchResult, WorkloadResult
-from kvrouter.bench.settings import BenchSettings
+from kvrouter.bench.runner import ReportedResult, ReportedSettings, WorkloadResult
 
 #: How modes are called where people read them.
 MODE_LABELS = {"round_robin": "round robin", "kv_aware": "KV-aware"}
 
 
-def print_report(result: BenchResult, console: Console) -> None:
+def print_report(result: ReportedResult, console: Console) -> None:
     """A table and a line of gains for each workload."""
     for workload in result.workloads:
         modes = workload.as_json()["modes"]
@@ -75,7 +74,7 @@ def gain_line(base: dict[str, Any], other: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def write_report(result: BenchResult, folder: Path) -> list[Path]:
+def write_report(result: ReportedResult, folder: Path) -> list[Path]:
     """Write ``results.json``, ``requests.jsonl`` (one line a request) and the plots; returns the paths."""
     from kvrouter.bench import plots
 
@@ -91,12 +90,12 @@ def write_report(result: BenchResult, folder: Path) -> list[Path]:
     return [results, requests, *plots.write_plots(result, folder)]
 
 
-def _description(workload: WorkloadResult, settings: BenchSettings) -> str:
+def _description(workload: WorkloadResult, settings: ReportedSettings) -> str:
     runs = next(iter(workload.runs.values()))
     parts = [
         f"{runs[0]['requests']} requests of {settings.seq_len} + {settings.generation_max_tokens} tokens",
         f"{settings.num_workers} {settings.engine.value} workers",
-        f"{settings.concurrency} users",
+        settings.arrival,
     ]
     return ", ".join(parts)
 

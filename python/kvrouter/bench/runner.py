@@ -98,6 +98,45 @@ class BenchResult:
         return objects if self.settings.workload.value == "all" else objects[0]
 
 
+class ReportedSettings(Protocol):
+    """What reports and plots say of a run's settings."""
+
+    @property
+    def engine(self) -> EngineName:
+        """Kind of worker."""
+
+    @property
+    def num_workers(self) -> int:
+        """How many of them."""
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens in each prompt."""
+
+    @property
+    def generation_max_tokens(self) -> int:
+        """Tokens generated for each request."""
+
+    @property
+    def arrival(self) -> str:
+        """How requests arrive, in two words."""
+
+
+class ReportedResult(Protocol):
+    """What reports and plots are made of."""
+
+    @property
+    def settings(self) -> ReportedSettings:
+        """Of the run."""
+
+    @property
+    def workloads(self) -> list[WorkloadResult]:
+        """One result each."""
+
+    def as_json(self) -> dict[str, Any] | list[dict[str, Any]]:
+        """As JSON values."""
+
+
 class Progress(Protocol):
     """Who is told what a run does while it is under way (see ``command.RichProgress``)."""
 

@@ -210,6 +210,11 @@ class BenchSettings:
         tokens = self.seq_len + self.generation_max_tokens
         return -(-tokens // self.block_size) * self.block_size
 
+    @property
+    def arrival(self) -> str:
+        """How requests arrive, in two words."""
+        return f"{self.concurrency} user{'s' if self.concurrency > 1 else ''}"
+
     def requests_for(self, default: int) -> int:
         """How many requests a workload sends, `default` being its own answer."""
         if self.batch_size is not None and self.num_iterations is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from kvrouter.bench.client import RequestRecord
+from kvrouter.prediction import expected_cached_tokens
 
 
 def percentiles(values: Iterable[float], points: Sequence[int]) -> dict[str, float | None]:
@@ -17,15 +18,6 @@ def percentiles(values: Iterable[float], points: Sequence[int]) -> dict[str, flo
     if array.size == 0:
         return {f"p{point}": None for point in points}
     return {f"p{point}": float(value) for point, value in zip(points, np.percentile(array, points), strict=True)}
-
-
-def expected_cached_tokens(predicted_blocks: int, num_tokens: int, block_size: int) -> int:
-    """Tokens that a worker takes from its cache if it holds `predicted_blocks` leading blocks of a prompt.
-
-    The one correction: vLLM always computes at least the last token of a prompt, so it serves at most
-    ``num_tokens - 1`` tokens from cache, in whole blocks.
-    """
-    return min(predicted_blocks, (num_tokens - 1) // block_size) * block_size
 
 
 def prediction_agreement(records: Iterable[RequestRecord], block_size: int) -> float | None:

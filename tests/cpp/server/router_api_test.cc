@@ -60,6 +60,32 @@ TEST_F(RouterApiTest, BadInput_Is400WithAReason) {
   EXPECT_EQ(router_.status().decisions, 0u);
 }
 
+TEST_F(RouterApiTest, Batch_IsDecidedTogether) {
+  router_.index().store(1, std::nullopt, std::vector<StoredBlock>{{7, 1}});
+  const ApiAnswer answer = ask("POST", "/find_best_workers",
+                               R"({"requests": [{"local_hashes": [7], "num_tokens": 64},
+                                                {"local_hashes": [9], "num_tokens": 65},
+                                                {"local_hashes": [9], "num_tokens": 65}]})");
+  ASSERT_EQ(answer.status, 200u);
+  const json body = json::parse(answer.body);
+  EXPECT_EQ(body.at("worker_ids").at(0), 1);
+  EXPECT_EQ(body.at("worker_ids").size(), 3u);
+  EXPECT_EQ(body.at("overlap_blocks").at(0), 1);
+  EXPECT_EQ(json::parse(ask("POST", "/find_best_workers", R"({"requests": []})").body),
+            (json{{"worker_ids", json::array()}, {"overlap_blocks", json::array()}}));
+}
+
+TEST_F(RouterApiTest, BadBatch_Is400WithTheRequestAtFault) {
+  for (const char* body : {"", "[]", "{}", R"({"requests": 1})"}) {
+    EXPECT_EQ(ask("POST", "/find_best_workers", body).status, 400u) << body;
+  }
+  const ApiAnswer answer = ask("POST", "/find_best_workers",
+                               R"({"requests": [{"local_hashes": [], "num_tokens": 1}, {"local_hashes": []}]})");
+  EXPECT_EQ(answer.status, 400u);
+  EXPECT_NE(answer.body.find("requests[1]"), std::string::npos);
+  EXPECT_EQ(router_.status().decisions, 0u);
+}
+
 TEST_F(RouterApiTest, OtherPathsAndMethods) {
   EXPECT_EQ(ask("GET", "/nowhere").status, 404u);
   EXPECT_EQ(ask("GET", "/find_best_worker").status, 405u);

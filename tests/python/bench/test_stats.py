@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from kvrouter.bench.counters import CacheCounters, hit_rate, parse_counters
 from kvrouter.bench.stats import (
     ecdf,
-    expected_cached_tokens,
     median_of,
     percentiles,
     prediction_agreement,
     spread_of,
     summarize,
 )
+from kvrouter.prediction import expected_cached_tokens
 
 numbers = st.floats(0, 1e9, allow_nan=False)
 

@@ -1,0 +1,64 @@
+// Prefixes on their way: which prefixes were sent to which worker a short while ago.
+//
+// A request that has been routed will be in its worker's cache soon, but no KV event says so yet.  Here it counts at
+// once.  An entry lasts for one to two generations and needs no removal: what the worker confirms by events is in the
+// index by then, and what never comes is forgotten.
+//
+// Within a generation the set is closed: a worker that was sent a prefix was sent all shorter ones.  So the workers at
+// depth k are a superset of those at depth k + 1, and a look-up halves intervals instead of probing every depth.
+//
+// Not safe for threads.  Allocates only to grow.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kvrouter/policy.h"
+
+namespace kvrouter {
+
+class RoutedPrefixes {
+ public:
+  explicit RoutedPrefixes(std::size_t num_workers = 1) { reset(num_workers); }
+
+  // Forgets everything; workers are numbered 0 to num_workers - 1 from now on.
+  void reset(std::size_t num_workers);
+  // Forgets what was added before the last call.
+  void next_generation();
+
+  // A request with these prefixes (see RoutingRequest::prefixes) was sent to `worker`.
+  void add(std::span<const PrefixHash> prefixes, WorkerId worker);
+  // depth[w] becomes the number of leading prefixes that were sent to worker w, where that is more.
+  void raise(std::span<const PrefixHash> prefixes, std::span<std::uint32_t> depth);
+
+ private:
+  // An open-addressing table from prefix to a set of workers.  Slots of another epoch are empty.
+  struct Generation {
+    struct Slot {
+      PrefixHash key;
+      std::uint64_t epoch;
+    };
+    std::vector<Slot> slots;
+    std::vector<std::uint64_t> sets;  // words_ words a slot
+    std::size_t size = 0;
+    std::uint64_t epoch = 1;
+  };
+
+  std::size_t slot_of(const Generation& generation, PrefixHash key) const;  // its slot, or the empty one for it
+  void grow(Generation& generation);
+  bool contains(const Generation& generation, PrefixHash key, WorkerId worker) const;
+  // The workers that were sent `key`, in either generation, into row `row` of the scratch.
+  void read(PrefixHash key, std::size_t row);
+  // The workers of row `low` that are missing from row `high` drop out between these depths.
+  void bisect(std::span<const PrefixHash> prefixes, std::size_t low, std::size_t low_row, std::size_t high,
+              std::size_t high_row, std::span<std::uint32_t> depth);
+  std::uint64_t* row(std::size_t index) { return scratch_.data() + index * words_; }
+
+  std::size_t words_ = 1;
+  Generation current_, previous_;
+  std::vector<std::uint64_t> scratch_;
+};
+
+}  // namespace kvrouter

@@ -1,0 +1,75 @@
+#include "load/routed_prefixes.h"
+
+#include <gtest/gtest.h>
+#include <rapidcheck/gtest.h>
+
+#include <algorithm>
+#include <vector>
+
+namespace kvrouter {
+namespace {
+
+using Blocks = std::vector<LocalHash>;
+
+std::vector<PrefixHash> prefixes_of(const Blocks& blocks) {
+  std::vector<PrefixHash> prefixes(blocks.size());
+  hash_prefixes(blocks, prefixes);
+  return prefixes;
+}
+
+std::size_t common(const Blocks& a, const Blocks& b) {
+  return static_cast<std::size_t>(std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first - a.begin());
+}
+
+RC_GTEST_PROP(RoutedPrefixes, DepthIsTheLongestPrefixSentThere, ()) {
+  const auto num_workers = *rc::gen::element<std::size_t>(1, 3, 64, 65, 130);
+  const auto blocks = rc::gen::container<Blocks>(rc::gen::inRange<LocalHash>(0, 3));
+  struct Sent {
+    Blocks blocks;
+    WorkerId worker;
+    int generation;
+  };
+  std::vector<Sent> sent;
+  int generation = 0;
+  RoutedPrefixes routed(7);
+  routed.reset(num_workers);
+  const auto steps = *rc::gen::inRange(0, 60);
+  for (int i = 0; i < steps; ++i) {
+    if (*rc::gen::inRange(0, 15) == 0) {
+      routed.next_generation();
+      ++generation;
+    } else {
+      sent.push_back({*blocks, *rc::gen::inRange<WorkerId>(0, static_cast<WorkerId>(num_workers)), generation});
+      routed.add(prefixes_of(sent.back().blocks), sent.back().worker);
+    }
+    const Blocks asked = *blocks;
+    std::vector<std::uint32_t> expected(num_workers, 1), depth(num_workers, 1);  // raised, never lowered
+    for (const Sent& s : sent) {
+      if (s.generation + 1 < generation) continue;
+      expected[s.worker] = std::max(expected[s.worker], static_cast<std::uint32_t>(common(asked, s.blocks)));
+    }
+    routed.raise(prefixes_of(asked), depth);
+    RC_ASSERT(depth == expected);
+  }
+}
+
+TEST(RoutedPrefixes, ResetForgets) {
+  RoutedPrefixes routed(2);
+  const std::vector<PrefixHash> prefixes = prefixes_of({1, 2, 3});
+  routed.add(prefixes, 1);
+  routed.reset(2);
+  std::vector<std::uint32_t> depth(2, 0);
+  routed.raise(prefixes, depth);
+  EXPECT_EQ(depth, (std::vector<std::uint32_t>{0, 0}));
+}
+
+TEST(HashPrefixes, DependsOnAllBlocksUpToThere) {
+  const auto a = prefixes_of({1, 2, 3}), b = prefixes_of({1, 2, 4}), c = prefixes_of({2, 1, 3});
+  EXPECT_EQ(a[1], b[1]);
+  EXPECT_NE(a[2], b[2]);
+  for (std::size_t i = 0; i < 3; ++i) EXPECT_NE(a[i], c[i]);
+  EXPECT_NE(prefixes_of({0})[0], prefixes_of({0, 0})[1]);
+}
+
+}  // namespace
+}  // namespace kvrouter

@@ -1,0 +1,171 @@
+// Batches: the decisions of one call know of each other.
+#include <gtest/gtest.h>
+#include <rapidcheck/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <numeric>
+#include <set>
+
+#include "kvrouter/router.h"
+
+namespace kvrouter {
+namespace {
+
+constexpr std::size_t kBlock = 64;
+
+struct Prompts {
+  std::vector<std::vector<LocalHash>> blocks;
+  std::vector<BatchRequest> requests;
+  std::vector<std::size_t> group;  // of each request
+};
+
+// `groups` prompts, `samples` of each, of some `tokens` tokens, in order or shuffled.
+Prompts grpo_batch(std::size_t groups, std::size_t samples, std::size_t tokens, bool shuffled = false) {
+  Prompts batch;
+  for (std::size_t g = 0; g < groups; ++g) {
+    std::vector<LocalHash>& blocks = batch.blocks.emplace_back(tokens / kBlock);
+    std::iota(blocks.begin(), blocks.end(), 1 + g * 1000);
+  }
+  for (std::size_t i = 0; i < groups * samples; ++i) {
+    const std::size_t place = shuffled ? i * 7919 % (groups * samples) : i;
+    batch.group.push_back(place / samples);
+    batch.requests.push_back({batch.blocks[place / samples], tokens});
+  }
+  return batch;
+}
+
+Router make_router(std::size_t num_workers, const std::string& policy = "linear", std::uint64_t seed = 0) {
+  RouterOptions options;
+  options.block_size = kBlock;
+  options.workers.resize(num_workers);
+  options.policy = policy;
+  options.seed = seed;
+  return Router(options);
+}
+
+std::vector<Choice> choose(Router& router, const Prompts& batch) {
+  std::vector<Choice> choices(batch.requests.size());
+  router.choose_batch(batch.requests, choices);
+  return choices;
+}
+
+double imbalance(const std::vector<Choice>& choices, const Prompts& batch, std::size_t num_workers) {
+  std::vector<double> tokens(num_workers);
+  for (std::size_t i = 0; i < choices.size(); ++i) {
+    tokens[choices[i].worker] += static_cast<double>(batch.requests[i].num_tokens);
+  }
+  const double mean = std::accumulate(tokens.begin(), tokens.end(), 0.0) / static_cast<double>(num_workers);
+  return *std::max_element(tokens.begin(), tokens.end()) / mean;
+}
+
+double mean_workers_a_group(const std::vector<Choice>& choices, const Prompts& batch) {
+  std::map<std::size_t, std::set<WorkerId>> workers;
+  for (std::size_t i = 0; i < choices.size(); ++i) workers[batch.group[i]].insert(choices[i].worker);
+  double sum = 0;
+  for (const auto& [group, set] : workers) sum += static_cast<double>(set.size());
+  return sum / static_cast<double>(workers.size());
+}
+
+TEST(RouterBatch, OneGroup_NeitherScattersNorPilesUp) {
+  for (const std::size_t num_workers : {8, 32, 512}) {
+    for (std::uint64_t seed = 0; seed < 5; ++seed) {
+      Router router = make_router(num_workers, "linear", seed);
+      const std::vector<Choice> choices = choose(router, grpo_batch(1, 16, 1600));
+      std::map<WorkerId, int> sent;
+      for (const Choice& choice : choices) ++sent[choice.worker];
+      EXPECT_GE(sent.size(), 2u);
+      EXPECT_LE(sent.size(), 6u);
+      for (const auto& [worker, count] : sent) EXPECT_LE(count, 8) << worker;
+    }
+  }
+}
+
+RC_GTEST_PROP(RouterBatch, Groups_StayTogetherWithinABalanceOfTokens, ()) {
+  const auto groups = *rc::gen::inRange<std::size_t>(4, 97);
+  const auto samples = *rc::gen::element<std::size_t>(4, 8, 16);
+  RC_PRE(groups * samples >= 64);
+  const bool shuffled = *rc::gen::arbitrary<bool>();
+  Router router = make_router(32, "linear", *rc::gen::inRange<std::uint64_t>(0, 1000));
+  const Prompts batch = grpo_batch(groups, samples, 1600, shuffled);
+  const std::vector<Choice> choices = choose(router, batch);
+  RC_ASSERT(imbalance(choices, batch, 32) <= 1.5 + 1e-9);
+  const double needed = std::max(1.0, 32.0 / static_cast<double>(groups));  // workers a group, for all to have work
+  RC_ASSERT(mean_workers_a_group(choices, batch) <= 1 + 2 * needed);
+}
+
+TEST(RouterBatch, PrefixSentEarlierCountsAsHeld) {
+  Router router = make_router(4);
+  const std::vector<Choice> choices = choose(router, grpo_batch(1, 2, 640));
+  // Too small for both samples to share a worker by tokens, but for the floor of a quarter of the group: one each.
+  EXPECT_EQ(choices[0].overlap_blocks, 0u);
+  const std::vector<Choice> more = choose(router, grpo_batch(1, 16, 640));
+  std::map<WorkerId, int> seen;
+  for (const Choice& choice : more) {
+    EXPECT_EQ(choice.overlap_blocks, seen[choice.worker]++ ? 10u : 0u);
+  }
+}
+
+TEST(RouterBatch, WhatTheIndexKnowsCounts) {
+  Router router = make_router(4);
+  const Prompts batch = grpo_batch(4, 4, 640);
+  for (WorkerId w = 0; w < 4; ++w) {
+    std::vector<StoredBlock> stored;
+    for (const LocalHash hash : batch.blocks[w]) stored.push_back({hash, hash});
+    router.index().store(3 - w, std::nullopt, stored);
+  }
+  const std::vector<Choice> choices = choose(router, batch);
+  for (std::size_t i = 0; i < choices.size(); ++i) {
+    EXPECT_EQ(choices[i].worker, 3 - batch.group[i]);
+    EXPECT_EQ(choices[i].overlap_blocks, 10u);
+  }
+}
+
+TEST(RouterBatch, CountsAndWaitsAsSingleDecisionsDo) {
+  Router router = make_router(2, "round_robin");
+  const std::vector<Choice> choices = choose(router, grpo_batch(1, 5, 640));
+  for (std::size_t i = 0; i < choices.size(); ++i) EXPECT_EQ(choices[i].worker, i % 2);
+  EXPECT_EQ(router.loads().get(0).waiting, 3);
+  EXPECT_EQ(router.status().decisions, 5u);
+  EXPECT_EQ(router.status().fallbacks, 0u);
+  router.choose_batch({}, {});
+  EXPECT_EQ(router.status().decisions, 5u);
+}
+
+TEST(RouterBatch, FromTokens_TheSameAsFromHashes) {
+  std::vector<std::vector<TokenId>> tokens;
+  for (TokenId i = 0; i < 12; ++i) {
+    tokens.emplace_back(200 + i % 3 * 64);
+    std::iota(tokens.back().begin(), tokens.back().end(), i / 4 * 1000);
+  }
+  std::vector<std::vector<LocalHash>> hashes;
+  std::vector<BatchRequest> requests;
+  std::vector<std::span<const TokenId>> spans(tokens.begin(), tokens.end());
+  hashes.reserve(tokens.size());
+  for (const auto& request : tokens) {
+    hash_blocks(request, kBlock, 5, hashes.emplace_back(request.size() / kBlock));
+    requests.push_back({hashes.back(), request.size()});
+  }
+  Router a = make_router(3), b = make_router(3);
+  std::vector<Choice> from_tokens(12), from_hashes(12);
+  a.choose_batch_for_tokens(spans, 5, from_tokens);
+  b.choose_batch(requests, from_hashes);
+  for (std::size_t i = 0; i < 12; ++i) {
+    EXPECT_EQ(from_tokens[i].worker, from_hashes[i].worker);
+    EXPECT_EQ(from_tokens[i].overlap_blocks, from_hashes[i].overlap_blocks);
+  }
+}
+
+TEST(RouterBatch, BlocklessRequestsAreSpread) {
+  Router router = make_router(4);
+  std::vector<BatchRequest> requests(40, BatchRequest{{}, 10});
+  std::vector<Choice> choices(40);
+  router.choose_batch(requests, choices);
+  std::map<WorkerId, int> sent;
+  for (const Choice& choice : choices) ++sent[choice.worker];
+  for (const auto& [worker, count] : sent) EXPECT_LE(count, 15) << worker;
+  EXPECT_EQ(sent.size(), 4u);
+}
+
+}  // namespace
+}  // namespace kvrouter
