@@ -1,12 +1,14 @@
 #include "measure.h"
 
 #include <sched.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <bit>
 #include <chrono>
 #include <cstdio>
+#include <cstring>
 
 namespace kvrouter::bench {
 namespace {
@@ -41,6 +43,18 @@ std::uint64_t resident_bytes() {
   const int read = std::fscanf(file, "%lu %lu", &size, &resident);
   std::fclose(file);
   return read == 2 ? resident * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE)) : 0;
+}
+
+void warm_memory() {
+  constexpr std::size_t kBytes = std::size_t{512} << 20;
+  void* memory = mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) return;
+  for (const int advice : {MADV_HUGEPAGE, MADV_NOHUGEPAGE}) {  // the system keeps them apart
+    (void)madvise(memory, kBytes, advice);
+    std::memset(memory, 1, kBytes);
+    (void)madvise(memory, kBytes, MADV_DONTNEED);
+  }
+  munmap(memory, kBytes);
 }
 
 std::uint64_t growth(std::uint64_t before, std::uint64_t after) {

@@ -14,6 +14,11 @@ std::uint64_t now_ns();
 // Resident memory of this process in bytes, as /proc/self/statm has it.
 std::uint64_t resident_bytes();
 
+// Uses half a gigabyte and gives it back to the system.  On a virtual machine, memory that the host has taken back
+// costs several times as much at first touch as other memory; which one a program gets is chance.  After this it is
+// other.
+void warm_memory();
+
 // `after` - `before`, or 0 when memory shrank.
 std::uint64_t growth(std::uint64_t before, std::uint64_t after);
 

@@ -46,6 +46,7 @@ class FreshHashes {
 ReplayFigures replay(const OpStream& stream) {
   ReplayFigures out;
   std::vector<std::uint32_t> overlap(stream.num_workers());
+  warm_memory();
   const std::uint64_t before = resident_bytes();
   PrefixIndex index(stream.num_workers());
   std::uint64_t event_ns = 0;

@@ -42,7 +42,7 @@ class NameTable {
 
     std::uint64_t hash_;
     Group* home_;           // nullptr: there is nothing in the shard
-    std::uint32_t growth_;  // the home is this one until the table grows again
+    std::uint32_t growth_;  // the home is this one until growth_ of the table changes
   };
 
   explicit NameTable(const RunStore& runs) : runs_(runs), shards_(std::make_unique<Shard[]>(kShards)) {
@@ -115,8 +115,8 @@ class NameTable {
         --here->count;
         here->tag[i] = here->tag[here->count];
         here->entry[i] = here->entry[here->count];
-        --shard.size;
         for (std::uint32_t p = home; p != g; p = shard.next(p)) --group(place.shard(), p).passed;
+        if (--shard.size == 0) give_back(place.shard());
         return;
       }
       if (here->passed == 0 || --steps == 0) return;
@@ -221,7 +221,14 @@ class NameTable {
     const std::uint32_t after = (before + std::max(before / 2, 1u) + kPage - 1) / kPage * kPage;
     pages_.grow(after / kPage * kShards);
     groups_.grow((std::size_t{num_pages_} + (after - before) / kPage) * kPage);
-    for (std::uint32_t n = before / kPage; n < after / kPage; ++n) page(number, n) = num_pages_++;
+    for (std::uint32_t n = before / kPage; n < after / kPage; ++n) {
+      if (free_pages_.empty()) {
+        page(number, n) = num_pages_++;
+      } else {
+        page(number, n) = free_pages_.back();
+        free_pages_.pop_back();
+      }
+    }
     shard.num_groups = after;
     shard.limit = after * kGroup * 4 / 5;
     ++growth_;
@@ -235,6 +242,14 @@ class NameTable {
       empty(number, g, moved(g));
     }
     for (const Waiting& w : waiting_) put(number, shard.home(w.tag), after, w.tag, w.entry);
+  }
+
+  // The pages of an empty shard, which are as new, go to those that need some.
+  void give_back(std::uint32_t number) {
+    Shard& shard = shards_[number];
+    for (std::uint32_t n = 0; n < shard.num_groups / kPage; ++n) free_pages_.push_back(page(number, n));
+    shard = {};
+    ++growth_;
   }
 
   // Moves the entries of group `g`, the first of which that are at home there belong into group `first` now.
@@ -265,9 +280,10 @@ class NameTable {
   Arena<Group> groups_{kMaxGroups};
   Arena<std::uint32_t> pages_{kMaxGroups / kPage};
   std::uint32_t num_pages_ = 0;
+  std::vector<std::uint32_t> free_pages_;
   std::unique_ptr<Shard[]> shards_;
   std::uint64_t salt_ = 0;
-  std::uint32_t growth_ = 0;      // how many times a shard has grown
+  std::uint32_t growth_ = 0;      // how many times a shard has grown, or become empty
   std::vector<Waiting> waiting_;  // working memory of grow()
 };
 

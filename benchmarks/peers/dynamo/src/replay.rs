@@ -9,7 +9,7 @@ use dynamo_kv_router::indexer::{
 };
 use dynamo_kv_router::protocols::{LocalBlockHash, OverlapScores, RouterEvent};
 
-use crate::measure::{add_to_checksum, percentile, resident_bytes};
+use crate::measure::{add_to_checksum, percentile, resident_bytes, warm_memory};
 use crate::op_stream::{event_blocks, Op, OpStream};
 
 pub type ConcurrentIndexer = ThreadPoolIndexer<ConcurrentRadixTreeCompressed>;
@@ -52,6 +52,7 @@ pub fn flush(runtime: &tokio::runtime::Runtime, indexer: &ConcurrentIndexer) {
 /// RadixTree, on one thread: each event is timed by itself, finds between events are answered but not timed.
 pub fn radix_tree(stream: OpStream) -> Figures {
     let mut out = Figures::default();
+    warm_memory();
     let before = resident_bytes();
     let mut tree = RadixTree::new();
     let (mut event_ns, mut blocks) = (0u64, 0usize);
@@ -88,6 +89,7 @@ pub fn concurrent_tree(stream: OpStream) -> Figures {
     let finds: Vec<Vec<LocalBlockHash>> = finds_of(&stream).cloned().collect();
     let block_size = stream.block_size;
 
+    warm_memory();
     let before = resident_bytes();
     let indexer = concurrent_indexer(block_size);
     let start = Instant::now();
