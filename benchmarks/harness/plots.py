@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from harness.summary import median
 from harness.targets import CONCURRENT, OURS, RADIX
+from kvrouter.bench.plot_style import PLOT_STYLE
 
 #: Of Okabe and Ito's palette.
 COLORS = {OURS: "#0072B2", RADIX: "#999999", CONCURRENT: "#E69F00"}
@@ -23,20 +24,6 @@ VARIANT_STYLES = {
     "best_worker, list": ("#009E73", "--", "^"),
     "route, int32 array": ("#CC79A7", "--", "v"),
     "reference, list": ("#E69F00", "-", "D"),
-}
-_STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#666666",
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": "#DDDDDD",
-    "legend.frameon": False,
 }
 
 
@@ -48,7 +35,7 @@ def write_plots(results: dict[str, Any], folder: Path) -> list[str]:
         "decision.png": plot_decision,
     }
     names = []
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(PLOT_STYLE):
         for name, plot in plots.items():
             figure = plot(results)
             if figure is not None:

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from kvrouter.bench.client import RequestRecord
+from kvrouter.bench.plot_style import PLOT_STYLE
 from kvrouter.bench.report import MODE_LABELS
 from kvrouter.bench.runner import ReportedResult, WorkloadResult
 from kvrouter.bench.stats import ecdf
@@ -24,24 +25,6 @@ from kvrouter.bench.stats import ecdf
 #: Of Okabe and Ito's palette: apart in every common form of colour blindness, and in grey.
 COLORS = {"round_robin": "#E69F00", "kv_aware": "#0072B2"}
 LINES = {"round_robin": "--", "kv_aware": "-"}
-
-_STYLE: dict[Any, Any] = {
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#666666",
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": "#DDDDDD",
-    "grid.linewidth": 0.8,
-    "legend.frameon": False,
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-}
 
 
 def write_plots(result: ReportedResult, folder: Path) -> list[Path]:
@@ -54,7 +37,7 @@ def write_plots(result: ReportedResult, folder: Path) -> list[Path]:
         "requests_per_worker.png": plot_requests_per_worker,
     }
     paths = []
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(PLOT_STYLE):
         for name, plot in plots.items():
             path = folder / name
             plot(result).savefig(path, dpi=140, format="png")
