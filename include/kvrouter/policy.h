@@ -52,6 +52,7 @@ struct WorkerView {
   double context_tokens = 0;          // of those requests: prompts
   double seconds_per_token = 0;       // of prefill there, learnt
   std::size_t cached_blocks = 0;      // KV blocks that the worker holds
+  bool evicting = false;              // its cache is full: what it computes anew pushes something else out
 };
 
 // A source of random bits that threads may share.  The same seed gives the same sequence of draws.

@@ -18,7 +18,7 @@ namespace kvrouter {
 
 class Account {
  public:
-  Account(std::size_t num_workers, std::function<double()> clock);
+  Account(std::size_t num_workers, std::size_t block_size, std::function<double()> clock);
 
   // To be held around what follows, except the feedback.
   [[nodiscard]] std::unique_lock<std::mutex> lock() { return std::unique_lock(mutex_); }
@@ -40,12 +40,19 @@ class Account {
   void forget_prefixes();
 
  private:
+  double block_size_;
   std::function<double()> clock_;
   std::mutex mutex_;
   InFlight in_flight_;
   RoutedPrefixes routed_;
   std::size_t num_workers_;
   double generation_began_ = 0;
+  // A cache is full when it no longer grows: blocks were computed, and yet its worker holds no more than before.
+  struct CacheSize {
+    std::size_t most_held = 0;
+    double computed_since = 0;  // blocks sent to be computed since it was last larger than ever
+  };
+  std::vector<CacheSize> cache_sizes_;
   std::vector<std::uint32_t> expected_;  // scratch
 };
 

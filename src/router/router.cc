@@ -80,7 +80,8 @@ class Router::Impl {
       throw std::invalid_argument("policy '" + options_.policy + "' is unknown; there are: " + join(policy_names()));
     }
     if (policy_->uses_account()) {
-      account_ = std::make_unique<Account>(options_.workers.size(), options_.clock ? options_.clock : steady_seconds);
+      account_ = std::make_unique<Account>(options_.workers.size(), options_.block_size,
+                                           options_.clock ? options_.clock : steady_seconds);
     }
   }
   ~Impl() { stop(); }

@@ -85,18 +85,30 @@ class _Seeds:
 
 
 def grpo(num_workers: int, rng: np.random.Generator, scale: float) -> RequestList:
-    """A rollout step of GRPO: 2 prompts a worker, 16 samples each, all at once; outputs of long-tailed length.
+    """A rollout step of GRPO: 4 prompts a worker, 16 samples each, all at once; outputs of long-tailed length.
 
-    Lengths are lognormal, part of the spread common to a prompt's samples (hard prompts have long answers).
+    Lengths are lognormal, part of the spread common to a prompt's samples (hard prompts have long answers), and cut at
+    2,048 tokens.
     """
-    requests = RequestList("grpo")
+    return _grpo("grpo", num_workers, rng, scale, prompt=2000, most=2048)
+
+
+def grpo_long_tail(num_workers: int, rng: np.random.Generator, scale: float) -> RequestList:
+    """The same with prompts of a quarter of that length and outputs of up to 8,192 tokens: the tail decides."""
+    return _grpo("grpo_long_tail", num_workers, rng, scale, prompt=500, most=8192)
+
+
+def _grpo(
+    name: str, num_workers: int, rng: np.random.Generator, scale: float, prompt: int, most: int
+) -> RequestList:
+    requests = RequestList(name)
     seeds = _Seeds(rng)
-    prompts = max(1, round(2 * num_workers * scale))
-    lengths = _lognormal(rng, 2000, 0.5, 256, 8000, prompts)
+    prompts = max(1, round(4 * num_workers * scale))
+    lengths = _lognormal(rng, prompt, 0.5, 128, 4 * prompt, prompts)
     medians = rng.lognormal(np.log(350), 0.5, prompts)
     for length, median in zip(lengths, medians, strict=True):
         seed = seeds()
-        for output in _lognormal(rng, median, 0.7, 8, 4096, 16):
+        for output in _lognormal(rng, median, 0.7, 8, most, 16):
             requests.add([(seed, int(length))], int(output))
     return requests
 
@@ -123,6 +135,11 @@ def grpo_agent(num_workers: int, rng: np.random.Generator, scale: float) -> Requ
     return requests
 
 
+def _open_loop(num_workers: int, scale: float) -> int:
+    """Requests of an open-loop run: enough for a 99th percentile on a small fleet too."""
+    return max(1, round(max(60 * num_workers, 600) * scale))
+
+
 def _poisson(rng: np.random.Generator, rate: float, count: int) -> Any:
     return np.cumsum(rng.exponential(1 / rate, count))
 
@@ -131,7 +148,7 @@ def hot_spot(num_workers: int, rng: np.random.Generator, scale: float) -> Reques
     """Open loop: 70% of the requests share one prefix of 4,096 tokens, the others one of many by a Zipf law."""
     requests = RequestList("hot_spot")
     seeds = _Seeds(rng)
-    count = max(1, round(60 * num_workers * scale))
+    count = _open_loop(num_workers, scale)
     prefixes = [seeds() for _ in range(1 + 4 * num_workers)]
     weights = 1 / np.arange(1, 4 * num_workers + 1)
     weights /= weights.sum()
@@ -160,7 +177,7 @@ def unique(num_workers: int, rng: np.random.Generator, scale: float) -> RequestL
     """Open loop: nothing shared."""
     requests = RequestList("unique")
     seeds = _Seeds(rng)
-    count = max(1, round(60 * num_workers * scale))
+    count = _open_loop(num_workers, scale)
     lengths = _lognormal(rng, 1200, 0.8, 64, 12_000, count)
     outputs = _lognormal(rng, 200, 0.7, 8, 2000, count)
     for arrival, length, output in zip(_poisson(rng, 8 * num_workers, count), lengths, outputs, strict=True):
@@ -185,7 +202,7 @@ def thrash(num_workers: int, rng: np.random.Generator, scale: float) -> RequestL
 def conversation(num_workers: int, rng: np.random.Generator, scale: float) -> RequestList:
     """The Mooncake conversation trace, sped up to the fleet: open loop, long prompts, some of them shared."""
     lines = read_trace(conversation_trace())
-    count = min(len(lines), max(1, round(60 * num_workers * scale)))
+    count = min(len(lines), _open_loop(num_workers, scale))
     start = 0 if count == len(lines) else int(rng.integers(len(lines) - count))
     # The trace has 3.4 requests/s.
     return trace_requests("conversation", lines[start : start + count], speed=num_workers * 1.3 / 3.4)
@@ -246,7 +263,7 @@ def trace_requests(name: str, lines: list[dict[str, Any]], speed: float = 1.0, m
 
 WORKLOADS: dict[str, Callable[[int, np.random.Generator, float], RequestList]] = {
     function.__name__: function
-    for function in (grpo, grpo_agent, few_shot, hot_spot, thrash, unique, conversation)
+    for function in (grpo, grpo_long_tail, grpo_agent, few_shot, hot_spot, thrash, unique, conversation)
 }
 
 
