@@ -1,5 +1,17 @@
+// The worker where the request costs least, in seconds of that worker's time:
+//
+//   cost = seconds_per_token * (W + miss * (1 + E + 0.03 * n))
+//   W    = 1.5 * queued + output * (0.0004 * context + 0.5 * n)
+//
+// in tokens of prefill: `queued` still to be computed at the worker, `miss` of the request that it neither holds nor
+// was sent; n requests are in flight there with `context` tokens of prompts; `output` is what a request is expected to
+// generate (hinted, or learnt), half of which lies ahead of a request in flight; E is 1 where the cache is full, so
+// that what is computed anew pushes out what will be missed, else 0.  W is what is ahead at the worker, the rest what
+// the request adds: its own prefill, which the n others wait for too.
+//
+// A hot prefix moves to one more worker by itself, when waiting for its home costs more than a prefill elsewhere.
+// Where the numbers come from: docs/policies.md.
 #include <algorithm>
-#include <cstdlib>
 #include <vector>
 
 #include "policy/choice.h"
@@ -8,52 +20,48 @@
 namespace kvrouter {
 namespace {
 
-double knob(const char* name, double value) {
-  const char* text = std::getenv(name);
-  return text ? std::atof(text) : value;
+// What is queued delays this request and those that come after it.
+constexpr double kQueued = 1.5;
+// A decode step reads the KV of each context token, and computes one token a request: half of that in tokens of
+// prefill, as a request in flight has half of its output ahead on average.
+constexpr double kContext = 0.0004;
+constexpr double kSequence = 0.5;
+constexpr double kEviction = 1.0;
+constexpr double kInterference = 0.03;  // of the others' wait for a prefill, what cannot be hidden in their steps
+constexpr double kUnknownOutput = 200;  // tokens
+
+// A prefill done twice delays a batch by itself, and by what it keeps from being done meanwhile.
+constexpr double kBatchMiss = 2;
+// So many samples of a prompt are kept together in a batch: more save little prefill, and samples of a prompt tend to
+// be long together.
+constexpr std::size_t kTogether = 8;
+// A worker is filled up to this share of its part of a batch before a group is split.
+constexpr double kFill = 1.02;
+
+double output_of(const RoutingRequest& request) {
+  return request.expected_output > 0 ? request.expected_output : kUnknownOutput;
 }
-const double kMiss = knob("A_F", 1.5);
-const double kMissFree = knob("A_F0", 1.05);
-const double kAlpha = knob("A_ALPHA", 0.0);
-const double kContext = knob("A_K", 1e-3);
-const double kSequence = knob("A_B", 0.5);
-const double kChunk = knob("A_CHUNK", 16);
-const double kSlack = knob("A_SLACK", 1.02);
-const double kQueue = knob("A_Q", 1.0);
-const double kOut = knob("A_O", 200);
 
-class AdaptivePolicy final : public Policy {
- public:
-  std::string_view name() const override { return "adaptive"; }
+double decode_work(double output, double context, double sequences) {
+  return output * (kContext * context + kSequence * sequences);
+}
 
-  WorkerId choose(const RoutingRequest& request, std::span<const WorkerView> workers, Random& random,
-                  std::span<double> scores) override {
-    const double output = request.expected_output > 0 ? request.expected_output : kOut;
-    return choose_best(workers, random, scores, [&](const WorkerView& worker, WorkerId) {
-      const double miss = miss_tokens(request, worker.expected_blocks);
-      const double n = static_cast<double>(worker.in_flight);
-      return -worker.seconds_per_token *
-             (work(worker, output) + miss * ((worker.evicting ? kMiss : kMissFree) + kAlpha * n));
-    });
-  }
+// Ahead at the worker, in tokens of prefill.
+double work_ahead(const WorkerView& worker, double output) {
+  return kQueued * worker.prefill_tokens +
+         decode_work(output, worker.context_tokens, static_cast<double>(worker.in_flight));
+}
 
-  void choose_batch(Batch& batch, Random& random, std::span<double> scores) override;
+double prefill_cost(const WorkerView& worker, double miss) {
+  return miss * (1 + (worker.evicting ? kEviction : 0.0) + kInterference * static_cast<double>(worker.in_flight));
+}
 
- private:
-  static double decode(double output, double context, double sequences) {
-    return output * (kContext * context + kSequence * sequences);
-  }
-  static double work(const WorkerView& worker, double output) {
-    return kQueue * worker.prefill_tokens +
-           decode(output, worker.context_tokens, static_cast<double>(worker.in_flight));
-  }
-};
-
-std::size_t shared(std::span<const PrefixHash> a, std::span<const PrefixHash> b) {
-  std::size_t low = 0, high = std::min(a.size(), b.size());  // shares `low`; not more than `high`
+// Number of leading prefixes in common.
+std::size_t shared_blocks(const RoutingRequest& a, const RoutingRequest& b) {
+  std::size_t low = 0, high = std::min(a.prefixes.size(), b.prefixes.size());
   while (low < high) {
     const std::size_t middle = (low + high + 1) / 2;
-    if (a[middle - 1] == b[middle - 1]) {
+    if (a.prefixes[middle - 1] == b.prefixes[middle - 1]) {
       low = middle;
     } else {
       high = middle - 1;
@@ -62,83 +70,125 @@ std::size_t shared(std::span<const PrefixHash> a, std::span<const PrefixHash> b)
   return low;
 }
 
-void AdaptivePolicy::choose_batch(Batch& batch, Random& random, std::span<double> scores) {
-  const std::size_t n = batch.size();
-  std::vector<std::uint32_t> order(n);
-  for (std::size_t i = 0; i < n; ++i) order[i] = static_cast<std::uint32_t>(i);
+// Requests of a batch that share most of their prompts, as a range of BatchPlan::order.
+struct Group {
+  std::size_t first, last;
+  double work;  // tokens of prefill, the shared ones once, and decode
+};
+
+// Working memory of a batch, one a thread.
+struct BatchPlan {
   std::vector<RoutingRequest> requests;
-  for (std::size_t i = 0; i < n; ++i) requests.push_back(batch.request(i));
-  std::sort(order.begin(), order.end(), [&](std::uint32_t x, std::uint32_t y) {
-    const auto a = requests[x].prefixes, b = requests[y].prefixes;
-    const std::size_t depth = shared(a, b);
-    if (depth < a.size() && depth < b.size()) return a[depth] < b[depth];
-    return a.size() != b.size() ? a.size() < b.size() : x < y;
-  });
-  const auto cost = [&](const RoutingRequest& r) {
-    const double output = r.expected_output > 0 ? r.expected_output : kOut;
-    return decode(output, static_cast<double>(r.num_tokens) + output / 2, 1);
-  };
-  struct Group {
-    std::size_t first, last;
-    double weight;
-  };
+  std::vector<std::uint32_t> order;  // such that requests that share prefixes are neighbours
+  std::vector<double> added;         // work that each request of `order` adds behind its neighbour
   std::vector<Group> groups;
-  double total = 0;
-  for (std::size_t i = 0; i < n; ++i) {
-    const RoutingRequest& r = requests[order[i]];
-    bool same = false;
-    double miss = static_cast<double>(r.num_tokens);
+  std::vector<double> ahead;  // at each worker, what this batch sends included
+  std::vector<double> room;   // what each worker should have ahead in the end
+
+  void read(const Batch& batch);
+  void find_groups();
+  void share_out(std::span<const WorkerView> workers);
+};
+
+void BatchPlan::read(const Batch& batch) {
+  requests.clear();
+  order.clear();
+  for (std::size_t i = 0; i < batch.size(); ++i) {
+    requests.push_back(batch.request(i));
+    order.push_back(static_cast<std::uint32_t>(i));
+  }
+  std::sort(order.begin(), order.end(), [&](std::uint32_t x, std::uint32_t y) {
+    const RoutingRequest &a = requests[x], &b = requests[y];
+    const std::size_t depth = shared_blocks(a, b);
+    if (depth < a.prefixes.size() && depth < b.prefixes.size()) return a.prefixes[depth] < b.prefixes[depth];
+    return a.prefixes.size() != b.prefixes.size() ? a.prefixes.size() < b.prefixes.size() : x < y;
+  });
+}
+
+void BatchPlan::find_groups() {
+  groups.clear();
+  added.clear();
+  for (std::size_t i = 0; i < order.size(); ++i) {
+    const RoutingRequest& request = requests[order[i]];
+    const double output = output_of(request);
+    double miss = static_cast<double>(request.num_tokens);
+    bool same_group = false;
     if (i > 0) {
       const RoutingRequest& before = requests[order[i - 1]];
-      const std::size_t tokens = shared(r.prefixes, before.prefixes) * r.block_size;
-      same = 2 * tokens >= std::min(r.num_tokens, before.num_tokens);
-      miss -= static_cast<double>(tokens);
+      const std::size_t shared = shared_blocks(request, before) * request.block_size;
+      same_group = 2 * shared >= std::min(request.num_tokens, before.num_tokens);
+      if (same_group) miss -= static_cast<double>(shared);
     }
-    if (!same) groups.push_back({i, i, 0});
+    if (!same_group) groups.push_back({i, i, 0});
+    added.push_back(miss + decode_work(output, static_cast<double>(request.num_tokens) + output / 2, 1));
     groups.back().last = i + 1;
-    groups.back().weight += cost(r) + (same ? miss : static_cast<double>(r.num_tokens));
-    total += cost(r) + (same ? miss : static_cast<double>(r.num_tokens));
+    groups.back().work += added.back();
   }
-  std::sort(groups.begin(), groups.end(), [](const Group& a, const Group& b) {
-    return a.weight != b.weight ? a.weight > b.weight : a.first < b.first;
-  });
-
-  std::vector<double> load(scores.size());
-  {
-    const auto rows = batch.workers(0);
-    double sum = 0;
-    std::size_t available = 0;
-    for (std::size_t w = 0; w < rows.size(); ++w) {
-      load[w] = work(rows[w], kOut);
-      if (rows[w].available) sum += load[w], ++available;
-    }
-    total = (total + sum) / static_cast<double>(available);
-  }
-  const double target = total * kSlack;
-  for (const Group& group : groups) {
-    std::size_t i = group.first;
-    while (i < group.last) {
-      const auto rows = batch.workers(order[i]);
-      const RoutingRequest& r = requests[order[i]];
-      const WorkerId w = choose_best(rows, random, scores, [&](const WorkerView& worker, WorkerId id) {
-        return -(load[id] + kMiss * miss_tokens(r, worker.expected_blocks)) * worker.seconds_per_token;
-      });
-      load[w] += miss_tokens(r, rows[w].expected_blocks);
-      std::size_t count = 0;
-      while (i < group.last &&
-             (count == 0 || (static_cast<double>(count) < kChunk && load[w] + cost(requests[order[i]]) <= target))) {
-        const RoutingRequest& next = requests[order[i]];
-        load[w] += cost(next);
-        if (count > 0)
-          load[w] += static_cast<double>(next.num_tokens -
-                                         shared(next.prefixes, requests[order[i - 1]].prefixes) * next.block_size);
-        batch.assign(order[i], w);
-        ++i;
-        ++count;
-      }
-    }
-  }
+  std::sort(groups.begin(), groups.end(),
+            [](const Group& a, const Group& b) { return a.work != b.work ? a.work > b.work : a.first < b.first; });
 }
+
+void BatchPlan::share_out(std::span<const WorkerView> workers) {
+  double work = 0, speed = 0;
+  for (const Group& group : groups) work += group.work;
+  ahead.clear();
+  for (const WorkerView& worker : workers) {
+    ahead.push_back(work_ahead(worker, kUnknownOutput));
+    if (!worker.available) continue;
+    work += ahead.back();
+    speed += 1 / worker.seconds_per_token;
+  }
+  room.clear();
+  for (const WorkerView& worker : workers) room.push_back(kFill * work / worker.seconds_per_token / speed);
+}
+
+class AdaptivePolicy final : public Policy {
+ public:
+  std::string_view name() const override { return "adaptive"; }
+
+  WorkerId choose(const RoutingRequest& request, std::span<const WorkerView> workers, Random& random,
+                  std::span<double> scores) override {
+    const double output = output_of(request);
+    return choose_best(workers, random, scores, [&](const WorkerView& worker, WorkerId) {
+      const double miss = miss_tokens(request, worker.expected_blocks);
+      return -worker.seconds_per_token * (work_ahead(worker, output) + prefill_cost(worker, miss));
+    });
+  }
+
+  // Jointly: the groups with the most work first, each kept together as far as its worker's share of the batch goes.
+  void choose_batch(Batch& batch, Random& random, std::span<double> scores) override {
+    if (batch.size() == 0) return;
+    thread_local BatchPlan plan;
+    plan.read(batch);
+    plan.find_groups();
+    plan.share_out(batch.workers(0));
+    for (const Group& group : plan.groups) {
+      for (std::size_t i = group.first; i < group.last;) i = place(plan, group, i, batch, random, scores);
+    }
+  }
+
+ private:
+  // Sends some requests of the group from the i-th on to the worker where that costs least; returns the next one.
+  static std::size_t place(BatchPlan& plan, const Group& group, std::size_t i, Batch& batch, Random& random,
+                           std::span<double> scores) {
+    const RoutingRequest& request = plan.requests[plan.order[i]];
+    const std::span<const WorkerView> workers = batch.workers(plan.order[i]);
+    const WorkerId worker = choose_best(workers, random, scores, [&](const WorkerView& row, WorkerId w) {
+      const double miss = miss_tokens(request, row.expected_blocks);
+      return -row.seconds_per_token * (plan.ahead[w] + kBatchMiss * miss);
+    });
+    const double output = output_of(request);
+    plan.ahead[worker] += miss_tokens(request, workers[worker].expected_blocks) +
+                          decode_work(output, static_cast<double>(request.num_tokens) + output / 2, 1);
+    batch.assign(plan.order[i], worker);
+    const std::size_t last = std::min(group.last, i + kTogether);
+    for (++i; i < last && plan.ahead[worker] + plan.added[i] <= plan.room[worker]; ++i) {
+      plan.ahead[worker] += plan.added[i];
+      batch.assign(plan.order[i], worker);
+    }
+    return i;
+  }
+};
 
 }  // namespace
 

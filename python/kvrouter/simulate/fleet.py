@@ -45,7 +45,7 @@ def simulate(
     load_loss: float = 0.0,
     network_delay_s: float = 0.001,
     feedback: bool = True,
-    batches: bool = True,
+    batches: bool | None = None,
     slowdown: Sequence[float] = (),
 ) -> FleetResult:
     """Serves the requests with a fleet under a policy, in virtual time.
@@ -54,7 +54,8 @@ def simulate(
     load_interval_s: between two load messages of a worker; 0: one after each step.
     load_loss: share of the load messages that are lost.
     feedback: the router is told of first tokens and completions, as its users do through tickets.
-    batches: requests that arrive at one moment are decided in one call; False: one after the other.
+    batches: requests that arrive at one moment are decided in one call; False: one after the other, as policies of
+    the field are used; None: in one call for ``adaptive`` alone.
     slowdown: a factor on each worker's times; empty: all alike.
     Raises ValueError, naming the setting or the request, for what cannot be run.
     """
@@ -73,7 +74,7 @@ def simulate(
         load_loss=load_loss,
         network_delay_s=network_delay_s,
         feedback=feedback,
-        batches=batches,
+        batches=policy == "adaptive" if batches is None else batches,
         slowdown=list(slowdown),
     )
     return FleetResult(**{field.name: result[field.name] for field in fields(FleetResult)})  # type: ignore[arg-type]
