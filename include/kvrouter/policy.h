@@ -16,6 +16,15 @@
 
 namespace kvrouter {
 
+// A routed request, for feedback about it; 0: it is not tracked.
+using Ticket = std::uint64_t;
+
+// How a request ended, as far as its sender knows.
+struct Completion {
+  std::int64_t output_tokens = -1;  // -1: not known
+  double first_token_s = 0;         // seconds from the decision to the first token; 0: not known
+};
+
 // Names a prefix: blocks 0 to k of a request, for its k-th prefix.
 using PrefixHash = std::uint64_t;
 
@@ -23,6 +32,7 @@ struct RoutingRequest {
   std::size_t num_tokens;                  // > 0
   std::size_t block_size;                  // tokens
   std::span<const PrefixHash> prefixes{};  // one a full block; empty where the policy did not ask for them
+  double expected_output = 0;              // tokens, as hinted by the caller or learnt; 0: nothing is known
 };
 
 // The names of the prefixes that end with each of these blocks.
@@ -34,6 +44,15 @@ struct WorkerView {
   double kv_usage = 0;               // 0 to 1
   std::int64_t waiting = 0;          // requests
   bool available = true;             // false: lost; to be chosen only if all are
+
+  // What follows is known to policies that use the router's own account (Policy::uses_account()).
+  std::uint32_t expected_blocks = 0;  // overlap_blocks, or more: leading blocks sent there and not confirmed yet
+  std::int64_t in_flight = 0;         // requests sent there and not known to be done
+  double prefill_tokens = 0;          // of those requests, still to be computed
+  double context_tokens = 0;          // of those requests: prompts
+  double seconds_per_token = 0;       // of prefill there, learnt
+  std::size_t cached_blocks = 0;      // KV blocks that the worker holds
+  bool evicting = false;              // its cache is full: what it computes anew pushes something else out
 };
 
 // A source of random bits that threads may share.  The same seed gives the same sequence of draws.
@@ -60,6 +79,8 @@ class Policy {
  public:
   virtual ~Policy() = default;
   virtual std::string_view name() const = 0;
+  // Whether the policy looks at prefixes and at the columns of the router's own account, which cost time to keep.
+  virtual bool uses_account() const { return true; }
   // The chosen worker; `scores[w]` becomes what the policy thinks of worker w, the higher the better.
   // Safe to call from several threads at once.
   // REQUIRES: workers is not empty; some worker is available; scores.size() == workers.size().

@@ -10,6 +10,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -37,18 +38,23 @@ struct RouterOptions {
   // How long after start() a worker may be silent before a notice says so.
   std::chrono::milliseconds startup_grace{5000};
   std::chrono::milliseconds metrics_interval{250};
+  // Seconds of a clock that never goes back, for the router's account of what is in flight.  Default: the system's
+  // steady clock; simulations set their own.
+  std::function<double()> clock;
 };
 
 // One request of a batch that is decided together.
 struct BatchRequest {
   std::span<const LocalHash> blocks;  // hashes of its full blocks
   std::size_t num_tokens = 0;         // > 0
+  double expected_output = 0;         // tokens, a hint; 0: not known
 };
 
 // What the caller needs of a decision...
 struct Choice {
   WorkerId worker = 0;
   std::uint32_t overlap_blocks = 0;  // leading blocks of the request that the worker holds (in a batch: or is sent)
+  Ticket ticket = 0;                 // for feedback; 0 where the policy keeps no account
 };
 
 // ... and how it came about: one entry a worker.
@@ -129,6 +135,11 @@ class Router {
                                std::span<Choice> choices);
   // The next worker in turn, workers that are down left out.
   WorkerId round_robin();
+
+  // Feedback, which is optional: without it the account of what is in flight is corrected by load messages.  False for
+  // a ticket that is not known (any more).
+  bool first_token(Ticket ticket);
+  bool complete(Ticket ticket, const Completion& completion = {});
 
   // Forgets what `worker` (or every worker) caches: for use after a weight update, which empties caches at once and is
   // told by events only later.

@@ -48,12 +48,17 @@ class LoadTable {
   // A request was sent to `worker`: it waits there until the worker's next word.
   void add_waiting(WorkerId worker);
   WorkerLoad get(WorkerId worker) const;
+  // What the worker said last, without what add_waiting() added, and how often it has spoken.
+  WorkerLoad said(WorkerId worker) const;
+  std::uint64_t times_said(WorkerId worker) const;
 
  private:
   struct alignas(64) Entry {  // a cache line each: workers are written by turns and read all at once
     std::atomic<double> kv_usage{0};
     std::atomic<std::int64_t> waiting{0};
     std::atomic<std::int64_t> running{0};
+    std::atomic<std::int64_t> said_waiting{0};
+    std::atomic<std::uint64_t> times{0};
   };
   std::size_t num_workers_;
   std::unique_ptr<Entry[]> entries_;

@@ -81,6 +81,12 @@ class Decision:
         """Leading blocks of the request that the chosen worker holds."""
 
     @property
+    def ticket(self) -> int:
+        """
+        For first_token() and complete(); 0 where the policy keeps no account of what is in flight.
+        """
+
+    @property
     def num_blocks(self) -> int:
         """Full blocks of the request."""
 
@@ -152,6 +158,16 @@ class Router:
 
         tokens: 2-D integer array or CPU tensor, (B, S), or a list of B sequences.
         lengths: tokens of each request without its padding, (B,); None: all.
+        """
+
+    def first_token(self, ticket: int) -> bool:
+        """
+        The request has got its first token.  False for a ticket that is not known (any more).
+        """
+
+    def complete(self, ticket: int, output_tokens: int = -1, first_token_s: float = 0.0) -> bool:
+        """
+        The request is finished, or given up.  output_tokens -1 and first_token_s 0: not known.
         """
 
     def round_robin(self) -> int: ...
@@ -260,3 +276,8 @@ class SimWorker:
     def __enter__(self) -> object: ...
 
     def __exit__(self, type: object | None, value: object | None, traceback: object | None) -> None: ...
+
+def simulate_fleet(*, arrival: Annotated[NDArray[numpy.float64], dict(shape=(None,), order='C', device='cpu', writable=False)], follows: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], output_tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], expected_output: Annotated[NDArray[numpy.float64], dict(shape=(None,), order='C', device='cpu', writable=False)], first_segment: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], segment_seed: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], segment_length: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], num_workers: int, policy: str, seed: int, users: int, num_blocks: int, block_size: int, max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int, vocab_size: int, step_s: float, weights_s: float, prefill_token_s: float, attention_pair_s: float, decode_sequence_s: float, decode_pair_s: float, event_delay_s: float, load_delay_s: float, load_interval_s: float, load_loss: float, network_delay_s: float, feedback: bool, batches: bool, slowdown: Sequence[float]) -> dict[str, float]:
+    """
+    Runs a fleet of simulated workers in virtual time; see sim/fleet.h.  ValueError for input that cannot be run.
+    """

@@ -3,6 +3,7 @@
 namespace nb = nanobind;
 
 namespace kvrouter::python {
+void bind_fleet(nb::module_& m);
 void bind_hashes(nb::module_& m);
 void bind_router(nb::module_& m);
 void bind_sim(nb::module_& m);
@@ -14,4 +15,5 @@ NB_MODULE(_core, m) {
   kvrouter::python::bind_hashes(m);
   kvrouter::python::bind_router(m);
   kvrouter::python::bind_sim(m);
+  kvrouter::python::bind_fleet(m);
 }

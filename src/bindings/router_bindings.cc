@@ -118,6 +118,9 @@ void bind_decision(nb::module_& m) {
           "overlap_blocks", [](const Decision& d) { return d.choice.overlap_blocks; },
           "Leading blocks of the request that the chosen worker holds.")
       .def_prop_ro(
+          "ticket", [](const Decision& d) { return d.choice.ticket; },
+          "For first_token() and complete(); 0 where the policy keeps no account of what is in flight.")
+      .def_prop_ro(
           "num_blocks", [](const Decision& d) { return d.num_blocks; }, "Full blocks of the request.")
       .def_prop_ro("num_tokens", [](const Decision& d) { return d.num_tokens; })
       // The policy is said because that of properties, reference_internal, does not go with arrays that own their data.
@@ -212,6 +215,16 @@ void bind_router(nb::module_& m) {
            "The same from token ids.\n\n"
            "tokens: 2-D integer array or CPU tensor, (B, S), or a list of B sequences.\n"
            "lengths: tokens of each request without its padding, (B,); None: all.")
+      .def("first_token", &Router::first_token, nb::arg("ticket"), nb::call_guard<nb::gil_scoped_release>(),
+           "The request has got its first token.  False for a ticket that is not known (any more).")
+      .def(
+          "complete",
+          [](Router& self, Ticket ticket, std::int64_t output_tokens, double first_token_s) {
+            const nb::gil_scoped_release release;
+            return self.complete(ticket, {output_tokens, first_token_s});
+          },
+          nb::arg("ticket"), nb::arg("output_tokens") = -1, nb::arg("first_token_s") = 0.0,
+          "The request is finished, or given up.  output_tokens -1 and first_token_s 0: not known.")
       .def("round_robin", &Router::round_robin)
       .def(
           "reset",

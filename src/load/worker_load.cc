@@ -10,6 +10,8 @@ void LoadTable::update(WorkerId worker, const WorkerLoad& load) {
   entry.kv_usage.store(load.kv_usage, std::memory_order_relaxed);
   entry.waiting.store(load.waiting, std::memory_order_relaxed);
   entry.running.store(load.running, std::memory_order_relaxed);
+  entry.said_waiting.store(load.waiting, std::memory_order_relaxed);
+  entry.times.fetch_add(1, std::memory_order_release);
 }
 
 void LoadTable::add_waiting(WorkerId worker) {
@@ -20,6 +22,16 @@ WorkerLoad LoadTable::get(WorkerId worker) const {
   const Entry& entry = entries_[worker];
   return {entry.kv_usage.load(std::memory_order_relaxed), entry.waiting.load(std::memory_order_relaxed),
           entry.running.load(std::memory_order_relaxed)};
+}
+
+WorkerLoad LoadTable::said(WorkerId worker) const {
+  const Entry& entry = entries_[worker];
+  return {entry.kv_usage.load(std::memory_order_relaxed), entry.said_waiting.load(std::memory_order_relaxed),
+          entry.running.load(std::memory_order_relaxed)};
+}
+
+std::uint64_t LoadTable::times_said(WorkerId worker) const {
+  return entries_[worker].times.load(std::memory_order_acquire);
 }
 
 }  // namespace kvrouter

@@ -1,4 +1,4 @@
-// The policies, one line each.  registry.cc gives them their names.
+// The policies, one file each.  registry.cc gives them their names.
 #pragma once
 
 #include <memory>
@@ -7,9 +7,15 @@
 
 namespace kvrouter {
 
-// score = 2 * overlap - kv_usage - waiting / max_waiting; the best score wins, ties at random.
+std::unique_ptr<Policy> make_adaptive_policy();
+std::unique_ptr<Policy> make_cache_aware_policy();
+std::unique_ptr<Policy> make_least_loaded_policy();
 std::unique_ptr<Policy> make_linear_policy();
-// The workers in turn.
+std::unique_ptr<Policy> make_power_of_two_policy();
+std::unique_ptr<Policy> make_prefill_decode_policy();
+std::unique_ptr<Policy> make_prefill_tokens_x_batch_policy();
+std::unique_ptr<Policy> make_random_policy();
 std::unique_ptr<Policy> make_round_robin_policy();
+std::unique_ptr<Policy> make_session_policy();
 
 }  // namespace kvrouter

@@ -12,8 +12,16 @@ struct Entry {
 
 constexpr std::array kPolicies = {
     // sorted by name
+    Entry{"adaptive", make_adaptive_policy},
+    Entry{"cache_aware", make_cache_aware_policy},
+    Entry{"least_loaded", make_least_loaded_policy},
     Entry{"linear", make_linear_policy},
+    Entry{"power_of_two", make_power_of_two_policy},
+    Entry{"prefill_decode", make_prefill_decode_policy},
+    Entry{"prefill_tokens_x_batch", make_prefill_tokens_x_batch_policy},
+    Entry{"random", make_random_policy},
     Entry{"round_robin", make_round_robin_policy},
+    Entry{"session", make_session_policy},
 };
 
 }  // namespace

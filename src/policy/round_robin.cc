@@ -11,6 +11,7 @@ namespace {
 class RoundRobinPolicy final : public Policy {
  public:
   std::string_view name() const override { return "round_robin"; }
+  bool uses_account() const override { return false; }
 
   WorkerId choose(const RoutingRequest&, std::span<const WorkerView> workers, Random&,
                   std::span<double> scores) override {

@@ -11,14 +11,23 @@
 #include "kvrouter/prefix_index.h"
 #include "kvrouter/router.h"
 #include "load/routed_prefixes.h"
+#include "router/account.h"
 
 namespace kvrouter {
 
 class BatchView final : public Batch {
  public:
-  // `workers`: availability and load, as before the batch.  The spans and the index must outlive the batch.
-  void begin(const PrefixIndex& index, std::size_t block_size, std::span<const BatchRequest> requests,
+  struct Sources {
+    const PrefixIndex& index;
+    const LoadTable& loads;
+    Account* account;  // or null
+  };
+
+  // `workers`: availability and load, as before the batch.  The spans and the sources must outlive the batch.
+  void begin(const Sources& sources, std::size_t block_size, std::span<const BatchRequest> requests,
              std::span<const WorkerView> workers, std::span<Choice> choices);
+  // Enters what was assigned into the account, and writes the tickets.
+  void enter();
 
   std::size_t size() const override { return requests_.size(); }
   RoutingRequest request(std::size_t i) const override;
@@ -33,10 +42,12 @@ class BatchView final : public Batch {
   std::span<const PrefixHash> prefixes_of(std::size_t i) const {
     return std::span(prefixes_).subspan(first_prefix_[i], first_prefix_[i + 1] - first_prefix_[i]);
   }
-  // For each worker the leading blocks of request `i` that it holds or was sent by this batch.
-  std::span<const std::uint32_t> overlap_of(std::size_t i);
+  // For each worker the leading blocks of request `i` that it holds or was sent by this batch, into overlap_; and
+  // those on their way since before the batch too, into expected_.
+  void find_overlap(std::size_t i);
 
   const PrefixIndex* index_ = nullptr;
+  Account* account_ = nullptr;
   std::size_t block_size_ = 1;
   std::span<const BatchRequest> requests_;
   std::span<Choice> choices_;
@@ -49,8 +60,9 @@ class BatchView final : public Batch {
   RoutedPrefixes sent_;
   // What the index said of the request asked for last: the samples of one prompt mostly follow each other.
   std::vector<std::uint32_t> held_;
-  std::size_t held_for_ = 0;  // that request, plus one; 0: none
-  std::vector<std::uint32_t> overlap_;
+  std::vector<std::uint32_t> on_the_way_;  // raised by the account
+  std::size_t held_for_ = 0;               // that request, plus one; 0: none
+  std::vector<std::uint32_t> overlap_, expected_;
 };
 
 }  // namespace kvrouter

@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "load/metrics_scraper.h"
+#include "router/account.h"
 #include "router/batch_view.h"
 #include "router/connections.h"
 #include "router/latency_histogram.h"
@@ -31,6 +32,10 @@ class SharedRandom final : public Random {
   std::atomic<std::uint64_t> state_;
 };
 
+double steady_seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
 std::string join(const std::vector<std::string>& names) {
   std::string text;
   for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
@@ -49,6 +54,7 @@ struct Scratch {
   std::vector<WorkerView> views;
   std::vector<double> scores;
   std::vector<LocalHash> hashes;
+  std::vector<PrefixHash> prefixes;
   std::vector<BatchRequest> requests;
   BatchView batch;
 };
@@ -72,6 +78,10 @@ class Router::Impl {
         decisions_(std::make_unique<std::atomic<std::uint64_t>[]>(options_.workers.size())) {
     if (!policy_) {
       throw std::invalid_argument("policy '" + options_.policy + "' is unknown; there are: " + join(policy_names()));
+    }
+    if (policy_->uses_account()) {
+      account_ = std::make_unique<Account>(options_.workers.size(), options_.block_size,
+                                           options_.clock ? options_.clock : steady_seconds);
     }
   }
   ~Impl() { stop(); }
@@ -105,6 +115,11 @@ class Router::Impl {
 
   const RouterOptions& options() const { return options_; }
 
+  bool first_token(Ticket ticket) { return account_ && account_->first_token(ticket); }
+  bool complete(Ticket ticket, const Completion& completion) {
+    return account_ && account_->complete(ticket, completion);
+  }
+
   Choice choose(std::span<const LocalHash> blocks, std::size_t num_tokens, Decision* explain = nullptr) {
     const auto begin = std::chrono::steady_clock::now();
     Choice choice;
@@ -135,9 +150,10 @@ class Router::Impl {
     try {
       s.scores.resize(options_.workers.size());
       view_workers(s.views);
-      s.batch.begin(index_, options_.block_size, requests, s.views, choices);
+      s.batch.begin({index_, loads_, account_.get()}, options_.block_size, requests, s.views, choices);
       begun = true;
       policy_->choose_batch(s.batch, random_, s.scores);
+      s.batch.enter();
     } catch (const std::exception& error) {
       on_failure(error, requests.size() - (begun ? s.batch.num_assigned() : 0));
       for (std::size_t i = 0; i < requests.size(); ++i) {
@@ -177,6 +193,7 @@ class Router::Impl {
     const WorkerId first = worker.value_or(0);
     const WorkerId last = worker ? *worker + 1 : static_cast<WorkerId>(options_.workers.size());
     for (WorkerId w = first; w < last; ++w) index_.clear(w);
+    if (account_) account_->forget_prefixes();
   }
 
   RouterStatus status() const {
@@ -213,8 +230,21 @@ class Router::Impl {
     index_.find_matches(blocks, s.overlap);
     view_workers(s.views);
     for (WorkerId w = 0; w < n; ++w) s.views[w].overlap_blocks = s.overlap[w];
-    const WorkerId worker = policy_->choose({num_tokens, options_.block_size}, s.views, random_, s.scores);
-    const Choice choice{worker, s.overlap[worker]};
+    RoutingRequest request{num_tokens, options_.block_size};
+    Choice choice;
+    if (account_) {
+      s.prefixes.resize(blocks.size());
+      hash_prefixes(blocks, s.prefixes);
+      request.prefixes = s.prefixes;
+      const auto lock = account_->lock();
+      account_->describe(loads_, index_, s.prefixes, s.views);
+      request.expected_output = account_->expected_output(s.prefixes);
+      const WorkerId worker = policy_->choose(request, s.views, random_, s.scores);
+      choice = {worker, s.overlap[worker], account_->enter(request, worker, s.views[worker].expected_blocks)};
+    } else {
+      const WorkerId worker = policy_->choose(request, s.views, random_, s.scores);
+      choice = {worker, s.overlap[worker]};
+    }
     if (explain) {
       *explain = {choice, blocks.size(), num_tokens, s.scores, s.overlap, {}};
       for (const WorkerView& view : s.views) explain->loads.push_back({view.kv_usage, view.waiting, 0});
@@ -267,6 +297,7 @@ class Router::Impl {
   SharedRandom random_;
   PrefixIndex index_;
   LoadTable loads_;
+  std::unique_ptr<Account> account_;  // null where the policy uses none
   Notices notices_;
   LatencyHistogram latency_;
   std::unique_ptr<std::atomic<std::uint64_t>[]> decisions_;
@@ -325,6 +356,12 @@ Decision Router::explain_for_tokens(std::span<const TokenId> tokens, NamespaceHa
   const Choice choice = impl_->choose_for_tokens(tokens, ns, &decision);
   decision.choice = choice;
   return decision;
+}
+bool Router::first_token(Ticket ticket) {
+  return impl_->first_token(ticket);
+}
+bool Router::complete(Ticket ticket, const Completion& completion) {
+  return impl_->complete(ticket, completion);
 }
 void Router::reset(std::optional<WorkerId> worker) {
   impl_->reset(worker);

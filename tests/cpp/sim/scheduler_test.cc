@@ -114,7 +114,8 @@ TEST(Scheduler, LongPrompt_IsComputedInChunks_AndGetsItsTokenAfterTheLast) {
   const StepWork decode = engine.step();
   EXPECT_EQ(decode.prefill_tokens, 0);
   EXPECT_EQ(decode.decode_sequences, 1);
-  EXPECT_EQ(decode.attention_pairs, 41);
+  EXPECT_EQ(decode.decode_pairs, 41);
+  EXPECT_EQ(decode.attention_pairs, 0);
   EXPECT_TRUE(request->finished);
 }
 
