@@ -65,16 +65,19 @@ def signal_all(number: int) -> None:
             os.kill(pid, number)
 
 
-def reap() -> dict[int, int]:
-    """Collects ended children: process id to exit code, negative for a signal."""
+def reap() -> tuple[dict[int, int], bool]:
+    """Collects ended children: process id to exit code, negative for a signal; and whether any child is left.
+
+    A descendant that lives is a child, or below one: orphans become children of this process.
+    """
     ended: dict[int, int] = {}
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
-            return ended
+            return ended, False
         if pid == 0:
-            return ended
+            return ended, True
         ended[pid] = os.waitstatus_to_exitcode(status)
 
 
@@ -136,7 +139,7 @@ class Guard:
                 self.terminate()
             if self.deadline is not None and time.monotonic() >= self.deadline:
                 signal_all(signal.SIGKILL)
-            self.exit_code = reap().get(self.pid)
+            self.exit_code = reap()[0].get(self.pid)
         self.end_the_rest()
         return self.exit_code
 
@@ -146,12 +149,11 @@ class Guard:
         limit = time.monotonic() + (0.0 if killed else min(2.0, self.grace_s))
         if not killed:
             signal_all(signal.SIGTERM)
-        while descendants():
+        # Not "while descendants()": one whose parent dies while /proc is read is not seen for that moment.
+        while reap()[1]:
             if time.monotonic() >= limit:
                 signal_all(signal.SIGKILL)
             time.sleep(0.02)
-            reap()
-        reap()
 
 
 def main() -> int:

@@ -157,3 +157,19 @@ def test_worker_process_guard_killed_takes_the_worker_with_it(log):
     assert wait_gone(pids[:1]) == []
     for pid in pids[1:]:
         os.kill(pid, signal.SIGKILL)
+
+
+def test_guard_that_does_not_see_a_process_for_a_moment_still_ends_it():
+    """A process whose parent dies while /proc is read is below nobody in what was read."""
+    script = """
+import subprocess, sys, time
+from types import SimpleNamespace
+from kvrouter.vllm import guard
+
+child = subprocess.Popen(["sleep", "600"])
+seen, find = [], guard.descendants
+guard.descendants = lambda: find() if seen else seen.append(None) or []
+guard.Guard.end_the_rest(SimpleNamespace(deadline=time.monotonic(), grace_s=0.0))
+sys.exit(0 if find() == [] else 1)
+"""
+    assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == 0
