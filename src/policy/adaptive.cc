@@ -28,7 +28,7 @@ constexpr double kContext = 0.0004;
 constexpr double kSequence = 0.5;
 constexpr double kEviction = 1.0;
 constexpr double kInterference = 0.03;  // of the others' wait for a prefill, what cannot be hidden in their steps
-constexpr double kUnknownOutput = 200;  // tokens
+constexpr double kUnknownOutput = 300;  // tokens
 
 // A prefill done twice delays a batch by itself, and by what it keeps from being done meanwhile.
 constexpr double kBatchMiss = 2;

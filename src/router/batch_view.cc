@@ -17,21 +17,25 @@ void BatchView::begin(const Sources& sources, std::size_t block_size, std::span<
   sent_.reset(workers.size());
   assigned_.assign(requests.size(), false);
   num_assigned_ = 0;
-  if (account_) {
-    const auto lock = account_->lock();
-    account_->describe(sources.loads, sources.index, {}, loads_);
-  }
-
   first_prefix_.assign(1, 0);
   for (const BatchRequest& request : requests) first_prefix_.push_back(first_prefix_.back() + request.blocks.size());
   prefixes_.resize(first_prefix_.back());
   for (std::size_t i = 0; i < requests.size(); ++i) {
     hash_prefixes(requests[i].blocks, std::span(prefixes_).subspan(first_prefix_[i], requests[i].blocks.size()));
   }
+
+  expected_output_.clear();
+  for (const BatchRequest& request : requests) expected_output_.push_back(request.expected_output);
+  if (!account_) return;
+  const auto lock = account_->lock();
+  account_->describe(sources.loads, sources.index, {}, loads_);
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    if (expected_output_[i] <= 0) expected_output_[i] = account_->expected_output(prefixes_of(i));
+  }
 }
 
 RoutingRequest BatchView::request(std::size_t i) const {
-  return {requests_[i].num_tokens, block_size_, prefixes_of(i), requests_[i].expected_output};
+  return {requests_[i].num_tokens, block_size_, prefixes_of(i), expected_output_[i]};
 }
 
 void BatchView::find_overlap(std::size_t i) {

@@ -55,6 +55,7 @@ class BatchView final : public Batch {
   std::vector<WorkerView> rows_;   // of the request asked for last
   std::vector<PrefixHash> prefixes_;
   std::vector<std::size_t> first_prefix_;
+  std::vector<double> expected_output_;  // hinted or learnt
   std::vector<bool> assigned_;
   std::size_t num_assigned_ = 0;
   RoutedPrefixes sent_;

@@ -98,9 +98,7 @@ def grpo_long_tail(num_workers: int, rng: np.random.Generator, scale: float) -> 
     return _grpo("grpo_long_tail", num_workers, rng, scale, prompt=500, most=8192)
 
 
-def _grpo(
-    name: str, num_workers: int, rng: np.random.Generator, scale: float, prompt: int, most: int
-) -> RequestList:
+def _grpo(name: str, num_workers: int, rng: np.random.Generator, scale: float, prompt: int, most: int) -> RequestList:
     requests = RequestList(name)
     seeds = _Seeds(rng)
     prompts = max(1, round(4 * num_workers * scale))
@@ -161,7 +159,7 @@ def hot_spot(num_workers: int, rng: np.random.Generator, scale: float) -> Reques
 
 
 def few_shot(num_workers: int, rng: np.random.Generator, scale: float) -> RequestList:
-    """An evaluation, all at once: tasks with a few-shot prompt each, very different numbers of questions, short answers."""
+    """An evaluation, all at once: tasks of a few-shot prompt and very different numbers of questions, short answers."""
     requests = RequestList("few_shot")
     seeds = _Seeds(rng)
     total = max(8, round(64 * num_workers * scale))
@@ -217,12 +215,13 @@ def conversation_trace() -> Path:
 
 
 def read_trace(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a trace (JSON lines, ``.xz`` or plain), see ``trace_requests``.  Raises ValueError for a bad line."""
+    """The lines of a trace (JSON lines, ``.xz`` or plain), see ``trace_requests``.  ValueError for a bad line."""
     path = Path(path)
     if path.suffix == ".xz":
         import lzma
 
-        text = lzma.open(path, "rt", encoding="utf-8").read()
+        with lzma.open(path, "rt", encoding="utf-8") as stream:
+            text = stream.read()
     else:
         text = path.read_text(encoding="utf-8")
     lines = []
@@ -232,7 +231,7 @@ def read_trace(path: str | Path) -> list[dict[str, Any]]:
             int(entry["input_length"]), int(entry["output_length"]), float(entry["timestamp"]), list(entry["hash_ids"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{path.name}, line {number}: needs timestamp (ms), input_length, output_length and hash_ids ({error!r})"
+                f"{path.name}, line {number}: needs timestamp (ms), input_length, output_length, hash_ids ({error!r})"
             ) from None
         lines.append(entry)
     if not lines:
@@ -240,7 +239,9 @@ def read_trace(path: str | Path) -> list[dict[str, Any]]:
     return lines
 
 
-def trace_requests(name: str, lines: list[dict[str, Any]], speed: float = 1.0, max_model_len: int = 32_768) -> RequestList:
+def trace_requests(
+    name: str, lines: list[dict[str, Any]], speed: float = 1.0, max_model_len: int = 32_768
+) -> RequestList:
     """A trace in Mooncake's form as requests.
 
     Each line has ``timestamp`` (ms), ``input_length`` and ``output_length`` (tokens) and ``hash_ids``, one for each
@@ -251,7 +252,7 @@ def trace_requests(name: str, lines: list[dict[str, Any]], speed: float = 1.0, m
     for entry in lines:
         output = max(1, min(int(entry["output_length"]), 2000))
         length = max(1, min(int(entry["input_length"]), max_model_len - output))
-        segments = []
+        segments: list[tuple[int, int]] = []
         for hash_id in entry["hash_ids"]:
             take = min(TRACE_BLOCK, length - TRACE_BLOCK * len(segments))
             if take <= 0:
