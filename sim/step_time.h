@@ -33,9 +33,9 @@ struct StepTimeModel {
   double prefill_token = 180e-6;
   double attention_pair = 25e-9;
   double decode_sequence = 300e-6;
+  double scale = 1.0;
   double decode_pair = 25e-9;
   double weights = 0;  // a step's computation of tokens takes no less: the weights are read once
-  double scale = 1.0;
 
   double seconds(const StepWork& work) const {
     const double tokens = prefill_token * static_cast<double>(work.prefill_tokens) +

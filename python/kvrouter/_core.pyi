@@ -160,6 +160,16 @@ class Router:
         lengths: tokens of each request without its padding, (B,); None: all.
         """
 
+    def dispatch_batch(self, hashes: list[Any], num_tokens: object) -> tuple[Annotated[NDArray[numpy.uint32], dict(shape=(None,))], Annotated[NDArray[numpy.uint32], dict(shape=(None,))], Annotated[NDArray[numpy.uint64], dict(shape=(None,))]]:
+        """
+        choose_batch(), and uint64 tickets for first_token() and complete(), (B,).
+        """
+
+    def dispatch_batch_for_tokens(self, tokens: object, lengths: object | None = None, lora_name: str | None = None) -> tuple[Annotated[NDArray[numpy.uint32], dict(shape=(None,))], Annotated[NDArray[numpy.uint32], dict(shape=(None,))], Annotated[NDArray[numpy.uint64], dict(shape=(None,))]]:
+        """
+        choose_batch_for_tokens(), and uint64 tickets for first_token() and complete(), (B,).
+        """
+
     def first_token(self, ticket: int) -> bool:
         """
         The request has got its first token.  False for a ticket that is not known (any more).

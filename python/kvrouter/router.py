@@ -225,16 +225,48 @@ class KvRouter:
         Returns (workers, overlap_blocks), uint32, (B,) each, in the order of the requests.
         Raises ValueError when numbers of entries differ, a request has no tokens or a value is out of range.
         """
-        if (tokens is None) == (hashes is None) or (hashes is None) != (num_tokens is None):
-            raise ValueError("give either tokens, or hashes and num_tokens")
+        _check_batch(tokens, lengths, hashes, num_tokens, lora_name)
         if hashes is None:
             chosen = self._core.choose_batch_for_tokens(tokens, lengths, lora_name)
-        elif lengths is not None or lora_name is not None:
-            raise ValueError("lengths and lora_name go with tokens, not with hashes")
         else:
             chosen = self._core.choose_batch(list(hashes), num_tokens)
         logger.debug("Batch of %d requests: workers %s", len(chosen[0]), chosen[0])
         return chosen
+
+    def dispatch_batch(
+        self,
+        tokens: Any | None = None,
+        lengths: Any | None = None,
+        *,
+        hashes: Sequence[Any] | None = None,
+        num_tokens: Any | None = None,
+        lora_name: str | None = None,
+    ) -> tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint64]]:
+        """route_batch(), and a ticket for each request, uint64, (B,), for first_token() and complete()."""
+        _check_batch(tokens, lengths, hashes, num_tokens, lora_name)
+        if hashes is None:
+            return self._core.dispatch_batch_for_tokens(tokens, lengths, lora_name)
+        return self._core.dispatch_batch(list(hashes), num_tokens)
+
+    # --- feedback ---
+
+    def first_token(self, ticket: int) -> bool:
+        """The request with this ticket (``Decision.ticket``, dispatch_batch()) has got its first token.
+
+        Feedback is optional: without it the router corrects its account of what is in flight by load messages.
+        Returns False for a ticket that is not known (any more), and with policies that keep no account.
+        """
+        return self._core.first_token(int(ticket))
+
+    def complete(self, ticket: int, output_tokens: int | None = None, first_token_s: float | None = None) -> bool:
+        """The request with this ticket is finished, or given up.
+
+        output_tokens: that it got; the router learns what the prompt's next samples will need.
+        first_token_s: seconds from the decision to the first token, if first_token() was not called at that moment.
+        Returns as first_token().
+        """
+        tokens = -1 if output_tokens is None else output_tokens
+        return self._core.complete(int(ticket), tokens, first_token_s or 0.0)
 
     def worker_round_robin(self) -> int:
         """The next worker in turn; workers that are down are left out."""
@@ -306,6 +338,13 @@ class KvRouter:
 
 # The constructor's parameter of the same name hides the function.
 _addresses = worker_addresses
+
+
+def _check_batch(tokens: Any, lengths: Any, hashes: Any, num_tokens: Any, lora_name: str | None) -> None:
+    if (tokens is None) == (hashes is None) or (hashes is None) != (num_tokens is None):
+        raise ValueError("give either tokens, or hashes and num_tokens")
+    if hashes is not None and (lengths is not None or lora_name is not None):
+        raise ValueError("lengths and lora_name go with tokens, not with hashes")
 
 
 def _random_seed() -> int:

@@ -83,7 +83,7 @@ void bind_fleet(nb::module_& m) {
         options.users = users;
         options.scheduler = {max_num_seqs, max_num_batched_tokens, max_model_len, vocab_size};
         options.blocks = {num_blocks, block_size, true, true, seed};
-        options.time = {step_s, prefill_token_s, attention_pair_s, decode_sequence_s, decode_pair_s, weights_s, 1.0};
+        options.time = {step_s, prefill_token_s, attention_pair_s, decode_sequence_s, 1.0, decode_pair_s, weights_s};
         options.event_delay = event_delay_s;
         options.load_delay = load_delay_s;
         options.load_interval = load_interval_s;

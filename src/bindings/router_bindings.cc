@@ -50,14 +50,16 @@ void construct(Router* self, RouterOptions options) {
 }
 
 // Signatures for the stub, which cannot know the element types of a tuple.
-#define KVROUTER_TWO_UINT32                                                                        \
-  "tuple[Annotated[NDArray[numpy.uint32], dict(shape=(None,))], Annotated[NDArray[numpy.uint32], " \
-  "dict(shape=(None,))]]"
-constexpr const char* kChooseBatch =
-    "def choose_batch(self, hashes: list[Any], num_tokens: object) -> " KVROUTER_TWO_UINT32;
-constexpr const char* kChooseBatchForTokens =
-    "def choose_batch_for_tokens(self, tokens: object, lengths: object | None = None, "
-    "lora_name: str | None = None) -> " KVROUTER_TWO_UINT32;
+#define KVROUTER_ARRAY(type) "Annotated[NDArray[numpy." type "], dict(shape=(None,))]"
+#define KVROUTER_CHOICES "tuple[" KVROUTER_ARRAY("uint32") ", " KVROUTER_ARRAY("uint32")
+#define KVROUTER_FROM_HASHES "(self, hashes: list[Any], num_tokens: object) -> " KVROUTER_CHOICES
+#define KVROUTER_FROM_TOKENS \
+  "(self, tokens: object, lengths: object | None = None, lora_name: str | None = None) -> " KVROUTER_CHOICES
+constexpr const char* kChooseBatch = "def choose_batch" KVROUTER_FROM_HASHES "]";
+constexpr const char* kChooseBatchForTokens = "def choose_batch_for_tokens" KVROUTER_FROM_TOKENS "]";
+constexpr const char* kDispatchBatch = "def dispatch_batch" KVROUTER_FROM_HASHES ", " KVROUTER_ARRAY("uint64") "]";
+constexpr const char* kDispatchBatchForTokens =
+    "def dispatch_batch_for_tokens" KVROUTER_FROM_TOKENS ", " KVROUTER_ARRAY("uint64") "]";
 
 // (workers, overlap_blocks) of a batch.
 nb::tuple to_arrays(const std::vector<Choice>& choices) {
@@ -69,7 +71,15 @@ nb::tuple to_arrays(const std::vector<Choice>& choices) {
   return nb::make_tuple(to_numpy(std::move(workers)), to_numpy(std::move(overlap_blocks)));
 }
 
-nb::tuple choose_batch(Router& router, const nb::list& hashes, nb::handle num_tokens) {
+// The same, and tickets.
+nb::tuple with_tickets(const std::vector<Choice>& choices) {
+  std::vector<std::uint64_t> tickets;
+  for (const Choice& choice : choices) tickets.push_back(choice.ticket);
+  const nb::tuple arrays = to_arrays(choices);
+  return nb::make_tuple(arrays[0], arrays[1], to_numpy(std::move(tickets)));
+}
+
+std::vector<Choice> decide_batch(Router& router, const nb::list& hashes, nb::handle num_tokens) {
   const std::vector<std::uint64_t> tokens = read_counts(num_tokens, "num_tokens");
   if (tokens.size() != nb::len(hashes)) {
     throw nb::value_error(("hashes has " + std::to_string(nb::len(hashes)) + " entries, num_tokens has " +
@@ -85,22 +95,33 @@ nb::tuple choose_batch(Router& router, const nb::list& hashes, nb::handle num_to
     requests.push_back({views.back().span(), tokens[i]});
   }
   std::vector<Choice> choices(requests.size());
-  {
-    const nb::gil_scoped_release release;
-    router.choose_batch(requests, choices);
-  }
-  return to_arrays(choices);
+  const nb::gil_scoped_release release;
+  router.choose_batch(requests, choices);
+  return choices;
 }
 
-nb::tuple choose_batch_for_tokens(Router& router, nb::handle tokens, nb::handle lengths,
-                                  const std::optional<std::string>& lora_name) {
+std::vector<Choice> decide_batch_for_tokens(Router& router, nb::handle tokens, nb::handle lengths,
+                                            const std::optional<std::string>& lora_name) {
   const TokenBatchView view(tokens, lengths);
   std::vector<Choice> choices(view.spans().size());
-  {
-    const nb::gil_scoped_release release;
-    router.choose_batch_for_tokens(view.spans(), lora_name ? lora_namespace(*lora_name) : 0, choices);
-  }
-  return to_arrays(choices);
+  const nb::gil_scoped_release release;
+  router.choose_batch_for_tokens(view.spans(), lora_name ? lora_namespace(*lora_name) : 0, choices);
+  return choices;
+}
+
+nb::tuple choose_batch(Router& router, const nb::list& hashes, nb::handle num_tokens) {
+  return to_arrays(decide_batch(router, hashes, num_tokens));
+}
+nb::tuple choose_batch_for_tokens(Router& router, nb::handle tokens, nb::handle lengths,
+                                  const std::optional<std::string>& lora_name) {
+  return to_arrays(decide_batch_for_tokens(router, tokens, lengths, lora_name));
+}
+nb::tuple dispatch_batch(Router& router, const nb::list& hashes, nb::handle num_tokens) {
+  return with_tickets(decide_batch(router, hashes, num_tokens));
+}
+nb::tuple dispatch_batch_for_tokens(Router& router, nb::handle tokens, nb::handle lengths,
+                                    const std::optional<std::string>& lora_name) {
+  return with_tickets(decide_batch_for_tokens(router, tokens, lengths, lora_name));
 }
 
 template <typename T, typename Get>
@@ -215,6 +236,11 @@ void bind_router(nb::module_& m) {
            "The same from token ids.\n\n"
            "tokens: 2-D integer array or CPU tensor, (B, S), or a list of B sequences.\n"
            "lengths: tokens of each request without its padding, (B,); None: all.")
+      .def("dispatch_batch", &dispatch_batch, nb::arg("hashes"), nb::arg("num_tokens"), nb::sig(kDispatchBatch),
+           "choose_batch(), and uint64 tickets for first_token() and complete(), (B,).")
+      .def("dispatch_batch_for_tokens", &dispatch_batch_for_tokens, nb::arg("tokens"), nb::arg("lengths") = nb::none(),
+           nb::arg("lora_name") = nb::none(), nb::sig(kDispatchBatchForTokens),
+           "choose_batch_for_tokens(), and uint64 tickets for first_token() and complete(), (B,).")
       .def("first_token", &Router::first_token, nb::arg("ticket"), nb::call_guard<nb::gil_scoped_release>(),
            "The request has got its first token.  False for a ticket that is not known (any more).")
       .def(

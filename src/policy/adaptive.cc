@@ -1,17 +1,19 @@
 // The worker where the request costs least, in seconds of that worker's time:
 //
-//   cost = seconds_per_token * (W + miss * (1 + E + 0.03 * n))
-//   W    = 1.5 * queued + output * (0.0004 * context + 0.5 * n)
+//   cost = seconds_per_token * (ahead + miss * (1 + E + 3 B + 0.03 n))
+//   ahead = 1.5 * queued - 0.5 * own + output * (0.0004 * context + 0.5 * n)
 //
-// in tokens of prefill: `queued` still to be computed at the worker, `miss` of the request that it neither holds nor
-// was sent; n requests are in flight there with `context` tokens of prompts; `output` is what a request is expected to
-// generate (hinted, or learnt), half of which lies ahead of a request in flight; E is 1 where the cache is full, so
-// that what is computed anew pushes out what will be missed, else 0.  W is what is ahead at the worker, the rest what
-// the request adds: its own prefill, which the n others wait for too.
+// in tokens of prefill: `queued` still to be computed at the worker, of which `own` are of this request's own prompt,
+// sent there shortly before; `miss` of the request that it neither holds nor was sent; n requests are in flight there
+// with `context` tokens of prompts; `output` is what a request is expected to generate (hinted, or learnt), half of
+// which lies ahead of a request in flight.  E is 1 where the cache is full, so that what is computed anew pushes out
+// what will be missed, else 0.  B is 0 while some worker has nothing queued, and goes to 1 as the shortest queue grows:
+// then a prefill done twice delays everybody.
 //
 // A hot prefix moves to one more worker by itself, when waiting for its home costs more than a prefill elsewhere.
 // Where the numbers come from: docs/policies.md.
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 #include "policy/choice.h"
@@ -20,8 +22,12 @@
 namespace kvrouter {
 namespace {
 
-// What is queued delays this request and those that come after it.
+// What is queued delays this request and those that come after it...
 constexpr double kQueued = 1.5;
+// ... but for what a sibling has queued of this request's own prompt, which would have to be computed anywhere.
+constexpr double kOwn = 0.5;
+// While some worker is idle a prefill done twice costs nobody anything; while none is, it delays the whole fleet.
+constexpr double kBusy = 3;
 // A decode step reads the KV of each context token, and computes one token a request: half of that in tokens of
 // prefill, as a request in flight has half of its output ahead on average.
 constexpr double kContext = 0.0004;
@@ -52,8 +58,19 @@ double work_ahead(const WorkerView& worker, double output) {
          decode_work(output, worker.context_tokens, static_cast<double>(worker.in_flight));
 }
 
-double prefill_cost(const WorkerView& worker, double miss) {
-  return miss * (1 + (worker.evicting ? kEviction : 0.0) + kInterference * static_cast<double>(worker.in_flight));
+// What a prefill costs beside its own time, relative to that: to those whose blocks it evicts, and to those whose
+// steps it stretches.
+double worker_factor(const WorkerView& worker) {
+  return (worker.evicting ? kEviction : 0.0) + kInterference * static_cast<double>(worker.in_flight);
+}
+
+// From 0, some worker has nothing queued, to 1, all queues are long against the request.
+double busyness(const RoutingRequest& request, std::span<const WorkerView> workers) {
+  double shortest = std::numeric_limits<double>::infinity();
+  for (const WorkerView& worker : workers) {
+    if (worker.available) shortest = std::min(shortest, worker.prefill_tokens);
+  }
+  return shortest / (shortest + static_cast<double>(request.num_tokens));
 }
 
 // Number of leading prefixes in common.
@@ -149,9 +166,12 @@ class AdaptivePolicy final : public Policy {
   WorkerId choose(const RoutingRequest& request, std::span<const WorkerView> workers, Random& random,
                   std::span<double> scores) override {
     const double output = output_of(request);
+    const double busy = busyness(request, workers);
     return choose_best(workers, random, scores, [&](const WorkerView& worker, WorkerId) {
       const double miss = miss_tokens(request, worker.expected_blocks);
-      return -worker.seconds_per_token * (work_ahead(worker, output) + prefill_cost(worker, miss));
+      const double own = std::min(miss_tokens(request, worker.overlap_blocks) - miss, worker.prefill_tokens);
+      const double ahead = work_ahead(worker, output) - kOwn * own;
+      return -worker.seconds_per_token * (ahead + miss * (1 + worker_factor(worker) + kBusy * busy));
     });
   }
 

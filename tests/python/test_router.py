@@ -81,7 +81,7 @@ def publishers():
         ({"worker_ports": [5000, 5100, 5001, 5002]}, "port 5100 of localhost would carry"),
         ({"worker_urls": ["http://a:1"]}, r"worker_urls \(1\)"),
         ({"num_workers": 1, "worker_urls": ["a:1"]}, "worker_urls: 'a:1' is not of the form http://host:port"),
-        ({"policy": "best"}, "policy 'best' is unknown; there are: linear, round_robin"),
+        ({"policy": "best"}, "policy 'best' is unknown; there are: adaptive, cache_aware"),
     ],
 )
 def test_settings_out_of_range(settings, message):

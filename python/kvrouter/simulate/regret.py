@@ -58,13 +58,14 @@ class Results:
 
     def __init__(self, rows: list[dict[str, Any]]) -> None:
         self._rows = {(r["workload"], r["workers"], r["policy"], r["seed"]): r for r in rows}
-        self.policies = list(dict.fromkeys(r["policy"] for r in rows))
+        self.policies = sorted({r["policy"] for r in rows}, key=lambda policy: (policy == BATCHED, policy))
         self.workloads = list(dict.fromkeys(r["workload"] for r in rows))
         self.sizes = sorted({r["workers"] for r in rows})
 
     def mean(self, workload: str, workers: int, policy: str, seeds: Sequence[int], metric: str) -> float:
-        """Geometric mean over the seeds."""
-        values = [max(self._rows[workload, workers, policy, seed][metric], 1e-9) for seed in seeds]
+        """Geometric mean over those of the seeds that were run."""
+        keys = [(workload, workers, policy, seed) for seed in seeds]
+        values = [max(self._rows[key][metric], 1e-9) for key in keys if key in self._rows]
         return float(np.exp(np.mean(np.log(values))))
 
     def regrets(self, workload: str, workers: int, seeds: Sequence[int], metric: str) -> dict[str, float]:
@@ -229,11 +230,24 @@ def write_report(
     return page
 
 
+def _read_others(figures: Path, policy: str) -> dict[str, list[dict[str, Any]]]:
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for line in figures.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        kind = row.pop("kind")
+        if row["policy"] != policy:
+            rows.setdefault(kind, []).append(row)
+    return rows
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the simulations and writes the report; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m kvrouter.simulate.regret", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small fleets, a seed each, a part of the requests")
     parser.add_argument("--output", type=Path, default=Path("docs/performance"), help="folder to write to")
+    parser.add_argument(
+        "--redo", metavar="POLICY", help="run this policy alone, the others' figures being there already"
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(argv)
 
@@ -248,7 +262,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for workers in sorted(sizes, reverse=True):  # the long ones first
         for workload in WORKLOADS:
             for policy in policies:
-                for seed in (*tuned, *held_out):
+                # The largest fleets vary least from seed to seed, and take longest: one seed of each kind.
+                for seed in (*tuned, *held_out) if workers < 512 else (tuned[0], held_out[0]):
                     jobs.append(("main", (workload, workers, seed, policy, {}, scale, "h100-8b")))
                     if workers in (8, 32) and seed in held_out:
                         jobs.append(("other", (workload, workers, seed, policy, {}, scale, "a100-8b")))
@@ -258,15 +273,18 @@ def main(argv: Sequence[str] | None = None) -> int:
                 jobs.append((name, (workload, disturbed_size, seed, "adaptive", settings, scale, "h100-8b")))
     began = time.monotonic()
     rows: dict[str, list[dict[str, Any]]] = {}
+    figures = options.output / "policies.jsonl"
+    if options.redo:
+        jobs = [(kind, job) for kind, job in jobs if job[3] == options.redo]
+        rows = _read_others(figures, options.redo)
     with ProcessPoolExecutor(options.processes) as executor:
         for done, ((kind, _), row) in enumerate(zip(jobs, executor.map(_run, (j for _, j in jobs)), strict=True), 1):
             rows.setdefault(kind, []).append(row)
             if done % 100 == 0:
                 print(f"{done} of {len(jobs)} runs, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "policies.jsonl").write_text(
-        "\n".join(json.dumps({"kind": kind} | row) for kind, part in rows.items() for row in part) + "\n"
-    )
+    lines = [json.dumps({"kind": kind} | row) for kind, part in rows.items() for row in part]
+    figures.write_text("\n".join(lines) + "\n", encoding="utf-8")
     page = write_report(
         Results(rows["main"]),
         {name: Results(rows[name]) for name in DISTURBANCES},

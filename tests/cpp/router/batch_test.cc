@@ -167,5 +167,95 @@ TEST(RouterBatch, BlocklessRequestsAreSpread) {
   EXPECT_EQ(sent.size(), 4u);
 }
 
+TEST(RouterBatch, Adaptive_BalancesGroupsAndSplitsFew) {
+  for (const bool shuffled : {false, true}) {
+    Router router = make_router(32, "adaptive");
+    const Prompts batch = grpo_batch(64, 16, 1600, shuffled);
+    const std::vector<Choice> choices = choose(router, batch);
+    EXPECT_LE(imbalance(choices, batch, 32), 1.1);
+    EXPECT_LE(mean_workers_a_group(choices, batch), 3.0);  // pairs of eight, and few splits for balance
+    std::set<Ticket> tickets;
+    for (const Choice& choice : choices) tickets.insert(choice.ticket);
+    EXPECT_EQ(tickets.size(), choices.size());
+    EXPECT_EQ(tickets.count(0), 0u);
+  }
+}
+
+TEST(RouterBatch, Adaptive_KnowsOfTheBatchBefore) {
+  Router router = make_router(8, "adaptive");
+  const Prompts batch = grpo_batch(16, 4, 1600);
+  const std::vector<Choice> first = choose(router, batch);
+  for (const Choice& choice : first) router.complete(choice.ticket);
+  std::map<std::size_t, std::set<WorkerId>> homes;
+  for (std::size_t i = 0; i < first.size(); ++i) homes[batch.group[i]].insert(first[i].worker);
+  const std::vector<Choice> second = choose(router, batch);  // no event has come: the prefixes are on their way
+  std::size_t at_home = 0;
+  for (std::size_t i = 0; i < second.size(); ++i) at_home += homes[batch.group[i]].count(second[i].worker);
+  EXPECT_GE(at_home, second.size() * 9 / 10);
+}
+
+TEST(RouterAccount, ABurstOfSingleRequestsStaysTogether) {
+  RouterOptions options;
+  options.block_size = kBlock;
+  options.workers.resize(8);
+  options.policy = "adaptive";
+  options.clock = [] { return 0.0; };
+  Router router(options);
+  const Prompts batch = grpo_batch(32, 16, 1600);
+  std::vector<Choice> choices;
+  for (const BatchRequest& request : batch.requests) {
+    choices.push_back(router.choose(request.blocks, request.num_tokens));
+  }
+  // None of the prompts is cached yet, and no message has come: still they neither scatter nor pile up.
+  EXPECT_LE(mean_workers_a_group(choices, batch), 4.0);
+  EXPECT_LE(imbalance(choices, batch, 8), 1.25);
+  for (const Choice& choice : choices) {
+    EXPECT_TRUE(router.first_token(choice.ticket));
+    EXPECT_TRUE(router.complete(choice.ticket, {16, 0.1}));
+    EXPECT_FALSE(router.complete(choice.ticket));
+  }
+}
+
+TEST(RouterAccount, PoliciesThatKeepNoneGiveNoTickets) {
+  Router router = make_router(2, "linear");
+  const Choice choice = router.choose({}, 10);
+  EXPECT_EQ(choice.ticket, 0u);
+  EXPECT_FALSE(router.complete(choice.ticket));
+  EXPECT_FALSE(router.first_token(12345));
+}
+
+TEST(RouterAccount, FullCaches_AreTold) {
+  // 20 prompts of 10 blocks each go to one worker that holds no more than 100 blocks: from then on it evicts.
+  RouterOptions options;
+  options.block_size = kBlock;
+  options.workers.resize(2);
+  options.policy = "adaptive";
+  double now = 0;
+  options.clock = [&now] { return now; };
+  Router router(options);
+  const auto prompt = [](std::uint64_t n) {
+    std::vector<LocalHash> blocks(100);
+    std::iota(blocks.begin(), blocks.end(), n * 1000 + 1);
+    return blocks;
+  };
+  std::vector<StoredBlock> held;
+  for (const LocalHash hash : prompt(1)) held.push_back({hash, hash});
+  router.index().store(0, std::nullopt, held);
+  router.index().store(1, std::nullopt, held);
+  std::map<WorkerId, std::vector<EngineHash>> newest;
+  for (std::uint64_t n = 2; n < 12; ++n) {  // each computed, each pushing out the one before
+    const std::vector<LocalHash> blocks = prompt(n);
+    const Choice choice = router.choose(blocks, 6400);
+    now += 5;
+    router.complete(choice.ticket);
+    EXPECT_EQ(choice.overlap_blocks, 0u);
+  }
+  // Both are full, neither grew: the holder of a prefix is left for a longer queue than before.
+  const Decision decision = router.explain(prompt(1), 6400);
+  EXPECT_EQ(decision.choice.overlap_blocks, 100u);
+  const Decision other = router.explain(prompt(99), 6400);
+  EXPECT_LT(other.scores[1 - decision.choice.worker], -1.9 * 6400 * 1e-4 * 0.5);
+}
+
 }  // namespace
 }  // namespace kvrouter
