@@ -177,7 +177,7 @@ class Fleet {
 
   void on_arrival(const Event& event) {
     batch_.assign(1, event.item);
-    while (options_.batches && !events_.empty() && events_.top().time == now_ &&
+    while (options_.batches && options_.users == 0 && !events_.empty() && events_.top().time == now_ &&
            events_.top().kind == Event::Kind::kArrival) {
       batch_.push_back(events_.top().item);
       events_.pop();
@@ -225,7 +225,9 @@ class Fleet {
     const std::int64_t length = static_cast<std::int64_t>(state.prompt.size());
     if (const char* refusal = workers_.front()->scheduler.refusal(length, request.output_tokens)) {
       throw std::invalid_argument("request " + std::to_string(id) + " (" + std::to_string(length) + " tokens, " +
-                                  std::to_string(request.output_tokens) + " to generate): " + refusal);
+                                  std::to_string(request.output_tokens) + " to generate): " + refusal + " (" +
+                                  std::to_string(options_.scheduler.max_model_len) + "; the cache has num_blocks " +
+                                  std::to_string(options_.blocks.num_blocks) + ")");
     }
   }
 

@@ -45,7 +45,7 @@ struct FleetOptions {
   double load_loss = 0;          // share of the load messages that are lost, 0 to 1
   double network_delay = 1e-3;   // seconds from the decision to the worker
   bool feedback = true;          // the router is told of first tokens and completions
-  bool batches = true;           // requests that arrive at one moment are decided in one call
+  bool batches = true;           // requests that arrive at one moment are decided in one call; users send one by one
   std::int32_t users = 0;        // > 0: as many clients send the requests in order, one each at a time
   std::vector<double> slowdown;  // a worker's times are multiplied by its entry; empty: all alike
 };

@@ -1,4 +1,4 @@
-"""The ``kvrouter`` command line: ``bench``, ``simulate``, ``workers``, ``version``.
+"""The ``kvrouter`` command line: ``bench``, ``bench-policies``, ``simulate``, ``workers``, ``version``.
 
 Only typer, rich and the benchmark's options are imported at start, so that ``--help`` is quick.
 """
@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from kvrouter.bench.command import EXIT_FAILED, EXIT_INTERRUPTED, bench
+from kvrouter.bench.policies import bench_policies
 from kvrouter.simulate.command import simulate
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.command("bench")(bench)
+app.command("bench-policies")(bench_policies)
 app.command("simulate")(simulate)
 
 _STATE_STYLES = {"up": "green", "connecting": "yellow", "down": "bold red"}

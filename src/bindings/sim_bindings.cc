@@ -183,8 +183,7 @@ void bind_sim(nb::module_& m) {
             options.byte_hashes = byte_hashes;
             options.blocks = {num_blocks, block_size, prefix_caching, !kv_events_endpoint.empty(), seed};
             options.scheduler = {max_num_seqs, max_num_batched_tokens, max_model_len, vocab_size};
-            options.time = {step_s, prefill_token_s, attention_pair_s, decode_sequence_s, attention_pair_s,
-                            0,      time_scale};
+            options.time = {step_s, prefill_token_s, attention_pair_s, decode_sequence_s, time_scale, attention_pair_s};
             nb::gil_scoped_release unlocked;
             new (self) Worker(options);
           },

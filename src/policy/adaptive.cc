@@ -1,7 +1,7 @@
 // The worker where the request costs least, in seconds of that worker's time:
 //
 //   cost = seconds_per_token * (ahead + miss * (1 + E + 3 B + 0.03 n))
-//   ahead = 1.5 * queued - 0.5 * own + output * (0.0004 * context + 0.5 * n)
+//   ahead = 1.5 * queued - 0.5 * B * own + output * (0.0004 * context + 0.5 * n)
 //
 // in tokens of prefill: `queued` still to be computed at the worker, of which `own` are of this request's own prompt,
 // sent there shortly before; `miss` of the request that it neither holds nor was sent; n requests are in flight there
@@ -36,8 +36,8 @@ constexpr double kEviction = 1.0;
 constexpr double kInterference = 0.03;  // of the others' wait for a prefill, what cannot be hidden in their steps
 constexpr double kUnknownOutput = 300;  // tokens
 
-// A prefill done twice delays a batch by itself, and by what it keeps from being done meanwhile.
-constexpr double kBatchMiss = 2;
+// The same of a batch, whose own work keeps the fleet busy.
+constexpr double kBatchBusy = 1;
 // So many samples of a prompt are kept together in a batch: more save little prefill, and samples of a prompt tend to
 // be long together.
 constexpr std::size_t kTogether = 8;
@@ -101,6 +101,7 @@ struct BatchPlan {
   std::vector<Group> groups;
   std::vector<double> ahead;  // at each worker, what this batch sends included
   std::vector<double> room;   // what each worker should have ahead in the end
+  double mean_ahead = 0;      // the same of a worker of average speed
 
   void read(const Batch& batch);
   void find_groups();
@@ -146,7 +147,7 @@ void BatchPlan::find_groups() {
 }
 
 void BatchPlan::share_out(std::span<const WorkerView> workers) {
-  double work = 0, speed = 0;
+  double work = 0, speed = 0, available = 0;
   for (const Group& group : groups) work += group.work;
   ahead.clear();
   for (const WorkerView& worker : workers) {
@@ -154,7 +155,9 @@ void BatchPlan::share_out(std::span<const WorkerView> workers) {
     if (!worker.available) continue;
     work += ahead.back();
     speed += 1 / worker.seconds_per_token;
+    ++available;
   }
+  mean_ahead = work / available;
   room.clear();
   for (const WorkerView& worker : workers) room.push_back(kFill * work / worker.seconds_per_token / speed);
 }
@@ -170,7 +173,7 @@ class AdaptivePolicy final : public Policy {
     return choose_best(workers, random, scores, [&](const WorkerView& worker, WorkerId) {
       const double miss = miss_tokens(request, worker.expected_blocks);
       const double own = std::min(miss_tokens(request, worker.overlap_blocks) - miss, worker.prefill_tokens);
-      const double ahead = work_ahead(worker, output) - kOwn * own;
+      const double ahead = work_ahead(worker, output) - kOwn * busy * own;
       return -worker.seconds_per_token * (ahead + miss * (1 + worker_factor(worker) + kBusy * busy));
     });
   }
@@ -193,15 +196,19 @@ class AdaptivePolicy final : public Policy {
                            std::span<double> scores) {
     const RoutingRequest& request = plan.requests[plan.order[i]];
     const std::span<const WorkerView> workers = batch.workers(plan.order[i]);
+    const double busy = plan.mean_ahead / (plan.mean_ahead + static_cast<double>(request.num_tokens));
     const WorkerId worker = choose_best(workers, random, scores, [&](const WorkerView& row, WorkerId w) {
       const double miss = miss_tokens(request, row.expected_blocks);
-      return -row.seconds_per_token * (plan.ahead[w] + kBatchMiss * miss);
+      return -row.seconds_per_token * (plan.ahead[w] + miss * (1 + worker_factor(row) + kBatchBusy * busy));
     });
     const double output = output_of(request);
     plan.ahead[worker] += miss_tokens(request, workers[worker].expected_blocks) +
                           decode_work(output, static_cast<double>(request.num_tokens) + output / 2, 1);
     batch.assign(plan.order[i], worker);
-    const std::size_t last = std::min(group.last, i + kTogether);
+    // At least as many as make the prefill worth while.
+    const double worth = static_cast<double>(request.num_tokens) / plan.added[i + 1 < group.last ? i + 1 : i];
+    const std::size_t together = std::max(kTogether, static_cast<std::size_t>(worth));
+    const std::size_t last = std::min(group.last, i + together);
     for (++i; i < last && plan.ahead[worker] + plan.added[i] <= plan.room[worker]; ++i) {
       plan.ahead[worker] += plan.added[i];
       batch.assign(plan.order[i], worker);

@@ -125,3 +125,25 @@ def test_bad_batches(arguments, error):
 def test_what_is_no_batch(tokens):
     with pytest.raises(TypeError, match="tokens must be"):
         KvRouter(num_workers=2).route_batch(tokens)
+
+
+def test_tickets_tell_the_router_what_became_of_requests():
+    router = KvRouter(num_workers=2, policy="adaptive")
+    workers, overlap, tickets = router.dispatch_batch(groups(4, 4))
+    assert len(workers) == len(overlap) == len(set(tickets.tolist())) == 16
+    assert tickets.dtype == np.uint64
+    decision = router.route(groups(1, 1)[0])
+    for ticket in [*tickets, decision.ticket]:
+        assert router.first_token(ticket)
+        assert router.complete(ticket, output_tokens=12)
+        assert not router.complete(ticket)
+    assert not router.complete(0)
+    _, _, tickets = router.dispatch_batch(hashes=[[1, 2]], num_tokens=[130])
+    assert router.complete(tickets[0], first_token_s=0.2)
+
+
+def test_policies_without_an_account_give_no_tickets():
+    router = KvRouter(num_workers=2)
+    assert router.dispatch_batch(groups(1, 2))[2].tolist() == [0, 0]
+    assert router.route([1] * 64).ticket == 0
+    assert not router.first_token(0)

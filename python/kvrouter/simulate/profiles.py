@@ -9,6 +9,9 @@ The GPU profiles are rooflines of Llama 3.1 8B in bfloat16 on published peak fig
 - Efficiency: half of the peak FLOP/s in prefill; 0.77 of the bandwidth in decode, as a published sweep of this model
   with vLLM on an A100 found at batch 1 (https://johnmusgrave.com/p/vllm-throughput-latency-sweep-on).
 
+``cpu-tiny`` is of the order of the built-in model (8 layers, width 512) on one CPU core; ``calibrate`` fits one to the
+machine at hand.
+
 A step takes ``step_s + max(weights_s, compute) + attention``: reading the weights hides behind the computation or the
 other way round; decode reads each context token's KV once.
 """
@@ -80,5 +83,19 @@ PROFILES = {
     for profile in (
         _gpu("h100-8b", 989e12, 3.35e12, max_num_seqs=1024, max_num_batched_tokens=8192),
         _gpu("a100-8b", 312e12, 2.039e12, max_num_seqs=256, max_num_batched_tokens=2048),
+        Profile(
+            "cpu-tiny",
+            num_blocks=448,
+            max_num_seqs=256,
+            max_num_batched_tokens=2048,
+            step_s=4e-3,
+            weights_s=0.0,
+            prefill_token_s=180e-6,
+            attention_pair_s=25e-9,
+            decode_sequence_s=300e-6,
+            decode_pair_s=25e-9,
+            max_model_len=2048,
+            vocab_size=1024,
+        ),
     )
 }
