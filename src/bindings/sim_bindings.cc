@@ -183,7 +183,12 @@ void bind_sim(nb::module_& m) {
             options.byte_hashes = byte_hashes;
             options.blocks = {num_blocks, block_size, prefix_caching, !kv_events_endpoint.empty(), seed};
             options.scheduler = {max_num_seqs, max_num_batched_tokens, max_model_len, vocab_size};
-            options.time = {step_s, prefill_token_s, attention_pair_s, decode_sequence_s, time_scale, attention_pair_s};
+            options.time = {.step = step_s,
+                            .prefill_token = prefill_token_s,
+                            .attention_pair = attention_pair_s,
+                            .decode_sequence = decode_sequence_s,
+                            .scale = time_scale,
+                            .decode_pair = attention_pair_s};
             nb::gil_scoped_release unlocked;
             new (self) Worker(options);
           },
