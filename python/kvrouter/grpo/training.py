@@ -1,0 +1,179 @@
+"""setup: cluster, data, policy, generation and router of a training, from its config."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kvrouter.grpo.checkpoint import load_newest
+from kvrouter.grpo.data import END_OF_ANSWER, Problem, load_dataset
+from kvrouter.grpo.environment import ExactAnswerEnvironment
+from kvrouter.grpo.policy import Policy
+from kvrouter.grpo.schema import MasterConfig
+from kvrouter.grpo.tokenizer import CHARACTER_VOCAB_SIZE, TextTokenizer, character_tokenizer, load_tokenizer
+from kvrouter.grpo.warmup import warm_up
+from kvrouter.ray import RayVirtualCluster, VllmGeneration
+from kvrouter.ray.config import check_generation_config, router_config_from, router_enabled
+from kvrouter.vllm.tiny_model import make_tiny_model
+
+logger = logging.getLogger("kvrouter.grpo")
+
+WARMUP_PROBLEMS = 512
+#: Added to the training set's seed, so that the warm-up's problems are others.
+WARMUP_SEED = 1000
+
+
+@dataclass
+class Training:
+    """All that a training is made of; ends engines and router when it is left as a context.
+
+    first_step: steps done before, by a training that this one resumes.
+    """
+
+    config: MasterConfig
+    cluster: RayVirtualCluster
+    generation: VllmGeneration
+    policy: Policy
+    tokenizer: TextTokenizer
+    train: list[Problem]
+    validation: list[Problem]
+    environment: ExactAnswerEnvironment
+    first_step: int = 0
+    warmup: dict[str, float] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """Ends router, engines and the cluster's reservations; a second call does nothing."""
+        self.generation.shutdown()
+        self.cluster.shutdown()
+
+    def __enter__(self) -> Training:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def setup(config: MasterConfig) -> Training:
+    """Builds a training.  Ray must be running.
+
+    A checkpoint in ``checkpointing.checkpoint_dir`` is resumed if checkpointing is enabled; else the model is warmed up
+    as ``policy.warmup`` says.  Raises ValueError, naming the key, for a config that does not fit, RuntimeError when an
+    engine does not start.
+    """
+    _check(config)
+    train = load_dataset(config.data.train, "data.train")
+    validation = load_dataset(config.data.validation, "data.validation")
+    environment = ExactAnswerEnvironment(config.env.exact_answer)
+    torch.manual_seed(config.grpo.seed)
+    is_tiny = config.policy.model_name == "tiny"
+    model_path = _tiny_model(config) if is_tiny else config.policy.model_name
+    tokenizer_name = config.policy.tokenizer.name or (None if is_tiny else model_path)
+    tokenizer = character_tokenizer() if tokenizer_name is None else load_tokenizer(tokenizer_name)
+    # All that may be wrong with the config is found before minutes are spent on warm-up and engines.
+    generation_config = generation_settings(config, model_path, tokenizer)
+    check_generation_config(generation_config)
+    policy = Policy(config.policy, model_path, random_weights=is_tiny)
+    first_step, warmup = _resume_or_warm_up(config, policy, train, validation, tokenizer)
+    engines = config.policy.generation.colocated.resources.gpus_per_node or config.cluster.gpus_per_node
+    cluster = RayVirtualCluster([engines] * config.cluster.num_nodes, use_gpus=config.cluster.use_gpus, name="grpo")
+    try:
+        generation = VllmGeneration(cluster, generation_config)
+    except BaseException:
+        cluster.shutdown()
+        raise
+    return Training(config, cluster, generation, policy, tokenizer, train, validation, environment, first_step, warmup)
+
+
+def _check(config: MasterConfig) -> None:
+    grpo, generation = config.grpo, config.policy.generation
+    for key in ("num_prompts_per_step", "num_generations_per_prompt", "max_num_steps"):
+        if getattr(grpo, key) < 1:
+            raise ValueError(f"grpo.{key} must be at least 1, got {getattr(grpo, key)}")
+    if grpo.use_leave_one_out_baseline and grpo.num_generations_per_prompt < 2:
+        raise ValueError("grpo.use_leave_one_out_baseline needs grpo.num_generations_per_prompt of at least 2")
+    if generation.temperature <= 0:
+        raise ValueError(f"policy.generation.temperature must be above 0, got {generation.temperature}")
+    samples = grpo.num_prompts_per_step * grpo.num_generations_per_prompt
+    if samples % (config.policy.train_global_batch_size or samples):
+        raise ValueError(
+            f"policy.train_global_batch_size ({config.policy.train_global_batch_size}) must divide the {samples} samples "
+            "of a step (grpo.num_prompts_per_step * grpo.num_generations_per_prompt)"
+        )
+    if config.checkpointing.enabled and config.checkpointing.save_period < 1:
+        raise ValueError(f"checkpointing.save_period must be at least 1, got {config.checkpointing.save_period}")
+    if (config.checkpointing.keep_top_k or 1) < 1 or config.checkpointing.keep_top_k == 0:
+        raise ValueError(f"checkpointing.keep_top_k must be at least 1 or null, got {config.checkpointing.keep_top_k}")
+    if generation.backend != "vllm":
+        if router_enabled(router_config_from(asdict(config))):
+            logger.warning("Router is only supported with vLLM backend")
+        raise ValueError(f"policy.generation.backend must be 'vllm', not {generation.backend!r}")
+
+
+def generation_settings(config: MasterConfig, model_path: str, tokenizer: TextTokenizer) -> dict[str, Any]:
+    """``VllmGeneration``'s config: that of ``policy.generation``, with the router's and the tokenizer's."""
+    settings: dict[str, Any] = asdict(config.policy.generation)
+    stops = {tokenizer.eos_id, *(settings["stop_token_ids"] or ())}
+    if config.data.train.dataset_name == "arithmetic":
+        stops.update(tokenizer.encode(END_OF_ANSWER))
+    settings.update(
+        model_name=model_path,
+        stop_token_ids=sorted(stops),
+        router_cfg=router_config_from(asdict(config)),
+        seed=config.grpo.seed,
+        # The weights come from the trainer before the first rollout.
+        vllm_cfg={
+            "load_format": "dummy",
+            "skip_tokenizer_init": not settings["stop_strings"],
+            "max_model_len": config.policy.max_total_sequence_length,
+            **settings["vllm_cfg"],
+        },
+        _pad_token_id=tokenizer.pad_id,
+    )
+    return settings
+
+
+def _tiny_model(config: MasterConfig) -> str:
+    tiny = config.policy.tiny
+    folder = Path(config.logger.log_dir) / "tiny_model"
+    model = make_tiny_model(
+        folder, tiny.hidden_size, tiny.num_layers, CHARACTER_VOCAB_SIZE, tiny.max_position_embeddings
+    )
+    return str(model.path)
+
+
+def _resume_or_warm_up(
+    config: MasterConfig,
+    policy: Policy,
+    train: Sequence[Problem],
+    validation: Sequence[Problem],
+    tokenizer: TextTokenizer,
+) -> tuple[int, dict[str, float]]:
+    state = load_newest(config.checkpointing.checkpoint_dir) if config.checkpointing.enabled else None
+    if state is not None:
+        policy.load_state(state["policy"])
+        logger.info("resuming after step %d", state["step"])
+        return int(state["step"]), {}
+    warmup = config.policy.warmup
+    figures = {}
+    if warmup.max_steps > 0:
+        if config.data.train.dataset_name != "arithmetic":
+            raise ValueError("policy.warmup is for the arithmetic dataset: set policy.warmup.max_steps=0")
+        problems = load_dataset(
+            replace(
+                config.data.train,
+                size=WARMUP_PROBLEMS,
+                num_prefixes=WARMUP_PROBLEMS,
+                seed=config.data.train.seed + WARMUP_SEED,
+            ),
+            "data.train",
+        )
+        steps, accuracy = warm_up(policy, problems, validation, tokenizer, warmup, config.grpo.seed)
+        figures = {"steps": float(steps), "accuracy": accuracy}
+        logger.info("warm-up: %d steps, %.0f%% of the validation answers right", steps, 100 * accuracy)
+    policy.freeze_reference()
+    return 0, figures
