@@ -1,4 +1,4 @@
-"""GRPO training (Shao et al. 2024, arXiv:2402.03300) with rollouts from router-fed engines; docs/grpo.md is the guide."""
+"""GRPO training (Shao et al. 2024, arXiv:2402.03300) with rollouts from router-fed engines; see docs/grpo.md."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def group_relative_advantages(
         raise ValueError(f"rewards must be [B], B a multiple of {num_generations}, not {list(rewards.shape)}")
     if leave_one_out and num_generations < 2:
         raise ValueError(
-            "grpo.use_leave_one_out_baseline needs grpo.num_generations_per_prompt of at least 2, not 1: set it to false"
+            "grpo.use_leave_one_out_baseline needs grpo.num_generations_per_prompt of at least 2: set it to false"
         )
     groups = rewards.double().reshape(-1, num_generations)
     if leave_one_out:

