@@ -1,4 +1,4 @@
-"""GRPO training on simulated engines in real actors: what the router may and may not change, resume, loss of a worker."""
+"""GRPO training in real actors: what the router may and may not change, refit, resume, loss of a worker."""
 
 from __future__ import annotations
 
@@ -215,6 +215,34 @@ def test_what_cannot_be_trained_is_refused(tmp_path, change, message, caplog):
 def test_a_prompt_too_long_is_refused_with_the_keys_to_set(tmp_path):
     config = sim_training(tmp_path)
     config.data.max_input_seq_length = 100
-    with setup(config) as training, pytest.raises(ValueError, match="100 are allowed: set data.max_input_seq_length"):
+    with setup(config) as training, pytest.raises(ValueError, match=r"100 are allowed: set data\.max_input_seq_len"):
         grpo_train(training)
     assert training.generation.router is None
+
+
+@pytest.mark.vllm
+def test_real_engines_sample_from_the_weights_of_each_step(tmp_path):
+    config = asdict(sim_training(tmp_path))
+    del config["policy"]["generation"]["colocated"]
+    config["policy"]["generation"].update(
+        engine="vllm",
+        vllm_cfg={
+            "precision": "float32",
+            "enforce_eager": True,
+            "env_vars": {"VLLM_CPU_KVCACHE_SPACE": "1"},
+        },
+        vllm_kwargs={"num_gpu_blocks_override": 128, "max_num_seqs": 16},
+    )
+    with setup(config_from(config)) as training:
+        training.environment = EvenCharacters()
+        before = training.policy.weights()["model.embed_tokens.weight"].clone()
+        rows = grpo_train(training)[1:]
+        moved = (training.policy.weights()["model.embed_tokens.weight"] - before).abs().max()
+    assert [row["weight_version"] for row in rows] == [1, 2, 3]
+    # Every step moves the weights much further than this: engines with those of another step would show it.
+    assert max(row["sampled_prob_error"] for row in rows) < 1e-5
+    assert moved > 1e-3
+    assert all(row["grad_norm"] > 0 for row in rows)
+    # Four samples of a prompt, five blocks of it cached by the first.
+    assert all(row["hit_rate"] > 0.5 for row in rows)
+    assert all(row["router/decisions"] == 16 for row in rows)

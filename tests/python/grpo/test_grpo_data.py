@@ -76,7 +76,7 @@ def test_jsonl_that_does_not_fit(tmp_path, text, message):
 
 
 def test_datasets_that_cannot_be():
-    with pytest.raises(ValueError, match="set data.train.data_path"):
+    with pytest.raises(ValueError, match=r"set data\.train\.data_path"):
         load_dataset(DatasetConfig("jsonl"), "data.train")
     with pytest.raises(ValueError, match="cannot be read"):
         load_dataset(DatasetConfig("jsonl", data_path="/no/such/file"), "data.train")
@@ -130,5 +130,5 @@ def test_checkpoints(tmp_path):
     assert (newest["step"], newest["policy"]["w"].item()) == (10, 10.0)
     (tmp_path / "step_12").mkdir()
     (tmp_path / "step_12" / "state.pt").write_bytes(json.dumps([1]).encode())
-    with pytest.raises(ValueError, match="remove its folder, or set checkpointing.checkpoint_dir"):
+    with pytest.raises(ValueError, match=r"remove its folder, or set checkpointing\.checkpoint_dir"):
         load_newest(tmp_path)
