@@ -22,7 +22,8 @@ from kvrouter.grpo.data import problems_of_step  # noqa: E402
 from kvrouter.grpo.records import read_metrics  # noqa: E402
 from kvrouter.grpo.rollout import roll_out, sample_seeds  # noqa: E402
 from kvrouter.grpo.sync_trainer import refit  # noqa: E402
-from kvrouter.grpo.tokenizer import CHARACTER_VOCAB_SIZE  # noqa: E402
+from kvrouter.grpo.tokenizer import CHARACTER_VOCAB_SIZE, character_tokenizer  # noqa: E402
+from kvrouter.grpo.training import generation_settings  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("ray_node")
 
@@ -246,3 +247,16 @@ def test_real_engines_sample_from_the_weights_of_each_step(tmp_path):
     # Four samples of a prompt, five blocks of it cached by the first.
     assert all(row["hit_rate"] > 0.5 for row in rows)
     assert all(row["router/decisions"] == 16 for row in rows)
+
+
+def test_seeded_samples_on_cpu_have_no_chunked_prefill(tmp_path):
+    config = sim_training(tmp_path)
+    config.policy.generation.engine = "vllm"
+    tokenizer = character_tokenizer()
+    kwargs = generation_settings(config, "model", tokenizer)["vllm_kwargs"]
+    assert kwargs == {"enable_chunked_prefill": False, "max_num_batched_tokens": 2048}
+    config.policy.generation.vllm_kwargs = {"enable_chunked_prefill": True}
+    with pytest.raises(ValueError, match="enable_chunked_prefill must be false on CPU"):
+        generation_settings(config, "model", tokenizer)
+    config.cluster.use_gpus = True
+    assert generation_settings(config, "model", tokenizer)["vllm_kwargs"] == {"enable_chunked_prefill": True}

@@ -134,6 +134,15 @@ def generation_settings(config: MasterConfig, model_path: str, tokenizer: TextTo
         },
         _pad_token_id=tokenizer.pad_id,
     )
+    if config.policy.generation.engine == "vllm" and not config.cluster.use_gpus:
+        # Every sample has a seed.  vLLM 0.32 rewinds the generator of a request whose prompt it has read in part, which
+        # torch's CPU generators cannot ("CPU Generator does not use offset"): the engine dies.
+        if settings["vllm_kwargs"].get("enable_chunked_prefill", False):
+            raise ValueError(
+                "policy.generation.vllm_kwargs.enable_chunked_prefill must be false on CPU: seeds end the engine"
+            )
+        settings["vllm_kwargs"]["enable_chunked_prefill"] = False
+        settings["vllm_kwargs"].setdefault("max_num_batched_tokens", max(2048, settings["vllm_cfg"]["max_model_len"]))
     return settings
 
 
