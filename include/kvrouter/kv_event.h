@@ -41,6 +41,8 @@ class KvEventSink {
   virtual void on_stored(std::optional<EngineHash> parent, std::span<const StoredBlock> blocks) = 0;
   virtual void on_removed(std::span<const EngineHash> blocks) = 0;
   virtual void on_cleared() = 0;
+  // Events were lost, or could not be read: what the worker holds is not known any more.
+  virtual void on_interrupted() { on_cleared(); }
 };
 
 struct KvEventCounts {

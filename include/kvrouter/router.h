@@ -141,9 +141,14 @@ class Router {
   bool first_token(Ticket ticket);
   bool complete(Ticket ticket, const Completion& completion = {});
 
-  // Forgets what `worker` (or every worker) caches: for use after a weight update, which empties caches at once and is
+  // Forgets what `worker` (or every worker) caches: for use around a weight update, which empties caches at once and is
   // told by events only later.
-  void reset(std::optional<WorkerId> worker = std::nullopt);
+  //   kNow           what workers store from now on counts
+  //   kUntilCleared  what they store counts once they have said that their cache is cleared: call this before they are
+  //                  told to clear it, so that no event of the old cache is believed.  A worker that did not clear its
+  //                  cache after all wants kNow then.  Without a connection to the worker's events it is kNow.
+  enum class Reset { kNow, kUntilCleared };
+  void reset(std::optional<WorkerId> worker = std::nullopt, Reset kind = Reset::kNow);
 
   RouterStatus status() const;
   // The next thing that the operator should know; nothing after `timeout` or when stopped and all is told.

@@ -6,7 +6,7 @@
   ``{"local_hashes": [...], "num_tokens": n}`` -> ``{"worker_id": n, "overlap_blocks": k}``
 - ``POST /find_best_workers``: ``{"requests": [the same, ...]}``, decided together -> ``{"worker_ids": [...],
   "overlap_blocks": [...]}``
-- ``POST /reset``: forgets what the workers cache
+- ``POST /reset``: forgets what the workers cache (``worker_id``, ``until_cleared``: see ``KvRouter.reset``)
 - ``GET /workers``: what is known of each worker; ``GET /health``
 
 Bad input is answered with status 400 and ``{"detail": reason}``.

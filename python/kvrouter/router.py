@@ -316,9 +316,14 @@ class KvRouter:
 
     # --- state ---
 
-    def reset(self, worker: int | None = None) -> None:
-        """Forgets what a worker (None: every worker) caches: for use after a weight update, when caches are emptied."""
-        self._core.reset(worker)
+    def reset(self, worker: int | None = None, until_cleared: bool = False) -> None:
+        """Forgets what a worker (None: every worker) caches: for use around a weight update, when caches are emptied.
+
+        until_cleared: what the worker stores counts again once it has said that its cache is cleared.  Call it so
+            before the worker is told to clear its cache, and no event of the old cache that is still on its way is
+            believed.  If it does not clear its cache after all, call it once more without.
+        """
+        self._core.reset(worker, until_cleared)
 
     @property
     def policy(self) -> str:

@@ -254,13 +254,13 @@ void bind_router(nb::module_& m) {
       .def("round_robin", &Router::round_robin)
       .def(
           "reset",
-          [](Router& self, std::optional<std::int64_t> worker) {
+          [](Router& self, std::optional<std::int64_t> worker, bool until_cleared) {
             const std::optional<WorkerId> id =
                 worker ? std::optional(checked_worker(self.num_workers(), *worker)) : std::nullopt;
             const nb::gil_scoped_release release;
-            self.reset(id);
+            self.reset(id, until_cleared ? Router::Reset::kUntilCleared : Router::Reset::kNow);
           },
-          nb::arg("worker") = nb::none())
+          nb::arg("worker") = nb::none(), nb::arg("until_cleared") = false)
       .def(
           "update_load",
           [](Router& self, std::int64_t worker, double kv_usage, std::int64_t waiting, std::int64_t running) {

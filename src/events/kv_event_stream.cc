@@ -43,7 +43,7 @@ void KvEventStream::on_disconnected() {
 }
 
 void KvEventStream::forget() {
-  sink_.on_cleared();
+  sink_.on_interrupted();
 }
 
 }  // namespace kvrouter

@@ -40,7 +40,7 @@ class Connections::Impl {
       try {
         links_.push_back(std::make_unique<WorkerLink>(
             zmq_, w,
-            WorkerLink::Context{context.options, context.index, context.loads, context.notices, context.decisions[w],
+            WorkerLink::Context{context.options, context.sinks[w], context.loads, context.notices, context.decisions[w],
                                 kv_events, started}));
       } catch (const zmq::error_t& error) {
         throw std::runtime_error("cannot connect to worker " + std::to_string(w) + " (KV events '" +
@@ -135,6 +135,9 @@ Connections::~Connections() = default;
 
 WorkerState Connections::state(WorkerId worker) const {
   return impl_->link(worker).state();
+}
+bool Connections::hears_kv_events(WorkerId worker) const {
+  return impl_->link(worker).hears_kv_events();
 }
 void Connections::describe(WorkerId worker, WorkerStatus& status) const {
   impl_->link(worker).describe(status);

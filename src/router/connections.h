@@ -6,12 +6,13 @@
 #pragma once
 
 #include <atomic>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <vector>
 
-#include "kvrouter/prefix_index.h"
 #include "kvrouter/router.h"
+#include "router/fenced_sink.h"
 #include "router/notices.h"
 
 namespace kvrouter {
@@ -20,7 +21,7 @@ class Connections {
  public:
   struct Context {  // what the connections feed; all outlive them
     const RouterOptions& options;
-    PrefixIndex& index;
+    std::deque<FencedSink>& sinks;  // one a worker
     LoadTable& loads;
     Notices& notices;
     const std::atomic<std::uint64_t>* decisions;  // one a worker
@@ -33,6 +34,7 @@ class Connections {
   Connections& operator=(const Connections&) = delete;
 
   WorkerState state(WorkerId worker) const;
+  bool hears_kv_events(WorkerId worker) const;
   // Fills in what the connections know: state, load source and counts.
   void describe(WorkerId worker, WorkerStatus& status) const;
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <deque>
 #include <mutex>
 #include <shared_mutex>
 #include <stdexcept>
@@ -10,6 +11,7 @@
 #include "router/account.h"
 #include "router/batch_view.h"
 #include "router/connections.h"
+#include "router/fenced_sink.h"
 #include "router/latency_histogram.h"
 #include "router/notices.h"
 
@@ -76,6 +78,7 @@ class Router::Impl {
         index_(options_.workers.size()),
         loads_(options_.workers.size()),
         decisions_(std::make_unique<std::atomic<std::uint64_t>[]>(options_.workers.size())) {
+    for (WorkerId w = 0; w < options_.workers.size(); ++w) sinks_.emplace_back(index_, w);
     if (!policy_) {
       throw std::invalid_argument("policy '" + options_.policy + "' is unknown; there are: " + join(policy_names()));
     }
@@ -90,9 +93,9 @@ class Router::Impl {
     const std::lock_guard lifecycle(lifecycle_mutex_);
     if (running()) return;
     notices_.reopen();
-    reset(std::nullopt);
+    reset(std::nullopt, Reset::kNow);
     auto connections = std::make_unique<Connections>(
-        Connections::Context{options_, index_, loads_, notices_, decisions_.get()}, kv_events);
+        Connections::Context{options_, sinks_, loads_, notices_, decisions_.get()}, kv_events);
     const std::unique_lock lock(connections_mutex_);
     connections_ = std::move(connections);
   }
@@ -189,10 +192,15 @@ class Router::Impl {
     return worker;
   }
 
-  void reset(std::optional<WorkerId> worker) {
+  void reset(std::optional<WorkerId> worker, Reset kind) {
     const WorkerId first = worker.value_or(0);
     const WorkerId last = worker ? *worker + 1 : static_cast<WorkerId>(options_.workers.size());
-    for (WorkerId w = first; w < last; ++w) index_.clear(w);
+    const std::shared_lock lock(connections_mutex_);
+    for (WorkerId w = first; w < last; ++w) {
+      // Without a connection nobody will say that the cache is cleared.
+      const bool heard = connections_ && connections_->hears_kv_events(w);
+      kind == Reset::kUntilCleared&& heard ? sinks_[w].fence() : sinks_[w].lift();
+    }
     if (account_) account_->forget_prefixes();
   }
 
@@ -296,6 +304,7 @@ class Router::Impl {
   std::unique_ptr<Policy> round_robin_;
   SharedRandom random_;
   PrefixIndex index_;
+  std::deque<FencedSink> sinks_;  // the workers' ways into the index
   LoadTable loads_;
   std::unique_ptr<Account> account_;  // null where the policy uses none
   Notices notices_;
@@ -363,8 +372,8 @@ bool Router::first_token(Ticket ticket) {
 bool Router::complete(Ticket ticket, const Completion& completion) {
   return impl_->complete(ticket, completion);
 }
-void Router::reset(std::optional<WorkerId> worker) {
-  impl_->reset(worker);
+void Router::reset(std::optional<WorkerId> worker, Reset kind) {
+  impl_->reset(worker, kind);
 }
 RouterStatus Router::status() const {
   return impl_->status();

@@ -19,7 +19,7 @@ constexpr seconds kNoEventsGrace{30};
 }  // namespace
 
 WorkerLink::WorkerLink(zmq::context_t& zmq, WorkerId worker, const Context& context)
-    : worker_(worker), context_(context), sink_(context.index, worker), stream_(context.options.block_size, sink_) {
+    : worker_(worker), context_(context), stream_(context.options.block_size, context.sink) {
   const WorkerEndpoints& endpoints = context.options.workers[worker];
   if (context.kv_events && !endpoints.kv_events.empty()) {
     kv_.emplace(zmq, Channel::Kind::kKvEvents, endpoints.kv_events, 2 * std::size_t{worker});
@@ -91,6 +91,7 @@ void WorkerLink::update_connections() {
       }
       stream_.on_disconnected();
     }
+    kv_connected_.store(kv_->connected(), std::memory_order_relaxed);
     if (!was_connected && kv_->connected()) told_kv_lost_ = false;
   }
   if (load_) {

@@ -10,9 +10,9 @@
 #include <string>
 
 #include "events/kv_event_stream.h"
-#include "index/index_sink.h"
 #include "kvrouter/router.h"
 #include "router/channel.h"
+#include "router/fenced_sink.h"
 #include "router/notices.h"
 
 namespace kvrouter {
@@ -23,7 +23,7 @@ class WorkerLink {
 
   struct Context {
     const RouterOptions& options;
-    PrefixIndex& index;
+    FencedSink& sink;
     LoadTable& loads;
     Notices& notices;
     const std::atomic<std::uint64_t>& decisions;
@@ -45,6 +45,7 @@ class WorkerLink {
 
   // From any thread.
   WorkerState state() const { return state_.load(std::memory_order_relaxed); }
+  bool hears_kv_events() const { return kv_connected_.load(std::memory_order_relaxed); }
   bool wants_metrics() const { return !load_connected_.load(std::memory_order_relaxed); }
   void on_metrics(const LoadOrError& result);
   void describe(WorkerStatus& status) const;
@@ -63,12 +64,12 @@ class WorkerLink {
 
   WorkerId worker_;
   Context context_;
-  IndexSink sink_;
   KvEventStream stream_;
   std::optional<Channel> kv_;
   std::optional<Channel> load_;
 
   std::atomic<WorkerState> state_{WorkerState::kConnecting};
+  std::atomic<bool> kv_connected_{false};
   std::atomic<bool> load_connected_{false};
   std::atomic<bool> metrics_ok_{false};
   std::atomic<bool> metrics_ever_ok_{false};

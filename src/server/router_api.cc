@@ -137,6 +137,27 @@ ApiAnswer route_batch(Router& router, const std::string& body) {
   return {200, json{{"worker_ids", std::move(workers)}, {"overlap_blocks", std::move(overlaps)}}.dump()};
 }
 
+ApiAnswer reset(Router& router, const std::string& body) {
+  json message = json::object();
+  if (!body.empty()) {
+    if (const std::string error = parse_object(body, message); !error.empty()) return failure(400, error);
+  }
+  std::optional<WorkerId> worker;
+  if (const auto given = message.find("worker_id"); given != message.end() && !given->is_null()) {
+    if (!given->is_number_unsigned() || given->get<std::uint64_t>() >= router.num_workers()) {
+      return failure(400, "worker_id must be an integer below " + std::to_string(router.num_workers()));
+    }
+    worker = given->get<WorkerId>();
+  }
+  const auto until_cleared = message.find("until_cleared");
+  if (until_cleared != message.end() && !until_cleared->is_boolean()) {
+    return failure(400, "until_cleared must be true or false");
+  }
+  const bool fence = until_cleared != message.end() && until_cleared->get<bool>();
+  router.reset(worker, fence ? Router::Reset::kUntilCleared : Router::Reset::kNow);
+  return {200, R"({"status":"ok"})"};
+}
+
 }  // namespace
 
 ApiAnswer answer_router_request(Router& router, const HttpRequest& request) {
@@ -152,9 +173,7 @@ ApiAnswer answer_router_request(Router& router, const HttpRequest& request) {
     return post ? route_batch(router, request.body) : failure(405, "use POST");
   }
   if (request.path == "/reset") {
-    if (!post) return failure(405, "use POST");
-    router.reset();
-    return {200, R"({"status":"ok"})"};
+    return post ? reset(router, request.body) : failure(405, "use POST");
   }
   if (request.path == "/workers") return get ? ApiAnswer{200, describe(router).dump()} : failure(405, "use GET");
   if (request.path == "/health") return get ? ApiAnswer{200, R"({"status":"ok"})"} : failure(405, "use GET");

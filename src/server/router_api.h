@@ -5,6 +5,7 @@
 //                                  -> {"worker_ids": [n...], "overlap_blocks": [k...]}
 //   POST /find_worker_round_robin  the same body (its values do not matter)    -> {"worker_id": n, "overlap_blocks": 0}
 //   POST /reset                    forgets what the workers cache              -> {"status": "ok"}
+//     body, or none: {"worker_id": 0, "until_cleared": true}; see Router::reset
 //   GET  /workers                  what is known of each worker
 //   GET  /health                   {"status": "ok"}
 //

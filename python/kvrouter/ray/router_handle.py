@@ -165,12 +165,12 @@ class RouterHandle:
 
     # --- what it is told ---
 
-    async def reset(self, worker: int | None = None) -> None:
-        """Workers have emptied their caches: all, or, in the process that started the router, one."""
+    async def reset(self, worker: int | None = None, until_cleared: bool = False) -> None:
+        """A worker, or all, have emptied their caches, or are about to: see ``KvRouter.reset``."""
         if self._api is not None:
-            self._api.router.reset(worker)
-        elif worker is None:
-            await self._ask("/reset", {})
+            self._api.router.reset(worker, until_cleared)
+        else:
+            await self._ask("/reset", {"worker_id": worker, "until_cleared": until_cleared})
 
     def moved(self, worker: int, address: WorkerAddress) -> None:
         """A worker that was gone is back; in the process that started the router."""

@@ -15,9 +15,11 @@ namespace kvrouter {
 namespace {
 
 using testing::batch_of;
+using testing::cleared_map;
 using testing::eventually;
 using testing::Publisher;
 using testing::stored_map;
+using testing::StoredFields;
 using namespace std::chrono_literals;
 
 constexpr std::size_t kBlock = 4;
@@ -138,6 +140,13 @@ class RouterOnSockets : public ::testing::Test {
     }));
   }
 
+  // The same for a worker that has been heard before: sent once.
+  void send(std::size_t worker, const std::string& payload) {
+    const std::uint64_t before = router_->status().workers[worker].events.batches;
+    workers_[worker].kv->send_batch(sequence_++, payload);
+    ASSERT_TRUE(eventually([&] { return router_->status().workers[worker].events.batches > before; }));
+  }
+
   std::string unused_endpoint() { return Publisher(zmq_).endpoint(); }
 
   std::vector<std::string> notices(std::chrono::milliseconds quiet = 300ms) {
@@ -169,6 +178,64 @@ TEST_F(RouterOnSockets, KvEvents_DecideTheChoice) {
   }
   router_->reset(1);
   EXPECT_EQ(router_->status().workers[1].cached_blocks, 0u);
+}
+
+TEST_F(RouterOnSockets, ResetUntilCleared_BelievesNoLateStore) {
+  add_worker();
+  add_worker();
+  start();
+  const auto held = [&] { return router_->status().workers[1].cached_blocks; };
+  send_until_seen(1, stored_batch());
+  ASSERT_TRUE(eventually([&] { return held() == 2; }));
+  router_->reset(std::nullopt, Router::Reset::kUntilCleared);
+  EXPECT_EQ(held(), 0u);
+  send(1, stored_batch());  // published before the cache was emptied
+  EXPECT_EQ(held(), 0u);
+  EXPECT_EQ(router_->choose_for_tokens(kTokens).overlap_blocks, 0u);
+  // One batch, as vLLM sends it: the last of the old cache, the word that it is cleared, the first of the new one.
+  const StoredFields old_blocks{
+      .hashes = {11, 12}, .parent = {}, .tokens = {1, 2, 3, 4, 5, 6, 7, 8}, .block_size = kBlock};
+  const StoredFields new_blocks{.hashes = {11}, .parent = {}, .tokens = {1, 2, 3, 4}, .block_size = kBlock};
+  send(1, batch_of({stored_map(old_blocks), cleared_map(), stored_map(new_blocks)}));
+  EXPECT_TRUE(eventually([&] { return held() == 1; }));
+}
+
+TEST_F(RouterOnSockets, ResetUntilCleared_WaitsForAsManyAsWereAsked) {
+  add_worker();
+  start();
+  const auto held = [&] { return router_->status().workers[0].cached_blocks; };
+  send_until_seen(0, stored_batch());
+  router_->reset(0, Router::Reset::kUntilCleared);
+  router_->reset(0, Router::Reset::kUntilCleared);
+  send(0, batch_of({cleared_map()}));  // of the first
+  send(0, stored_batch());
+  EXPECT_EQ(held(), 0u);
+  send(0, batch_of({cleared_map()}));
+  send(0, stored_batch());
+  EXPECT_TRUE(eventually([&] { return held() == 2; }));
+}
+
+TEST_F(RouterOnSockets, ResetUntilCleared_EndsWithAGapOrAResetWithoutIt) {
+  add_worker();
+  start();
+  const auto held = [&] { return router_->status().workers[0].cached_blocks; };
+  send_until_seen(0, stored_batch());
+  router_->reset(0, Router::Reset::kUntilCleared);
+  router_->reset(0);  // the worker did not clear its cache
+  send(0, stored_batch());
+  EXPECT_TRUE(eventually([&] { return held() == 2; }));
+  router_->reset(0, Router::Reset::kUntilCleared);
+  ++sequence_;  // lost, and with it what it said
+  send(0, stored_batch());
+  EXPECT_TRUE(eventually([&] { return held() == 2; }));
+}
+
+TEST(Router, ResetUntilCleared_WithoutAConnectionIsAReset) {
+  Router router(options_for(1));
+  router.reset(0, Router::Reset::kUntilCleared);
+  const std::vector<StoredBlock> blocks = {{hash_block(std::span(kTokens).subspan(0, 4)), 11}};
+  router.index().store(0, std::nullopt, blocks);
+  EXPECT_EQ(router.choose_for_tokens(kTokens).overlap_blocks, 1u);
 }
 
 TEST_F(RouterOnSockets, LoadMessages_TheNewestCounts) {

@@ -103,6 +103,13 @@ TEST_F(RouterApiTest, ResetAndWorkers) {
   EXPECT_EQ(workers["workers"][0].at("cached_blocks"), 1);
   EXPECT_EQ(workers["workers"][0].at("kv_usage"), 0.5);
   EXPECT_EQ(workers["workers"][0].at("waiting"), 3);
+  EXPECT_EQ(ask("POST", "/reset", R"({"worker_id": 2})").status, 400u);
+  EXPECT_EQ(ask("POST", "/reset", R"({"worker_id": "0"})").status, 400u);
+  EXPECT_EQ(ask("POST", "/reset", R"({"until_cleared": 1})").status, 400u);
+  EXPECT_EQ(ask("POST", "/reset", "[").status, 400u);
+  EXPECT_EQ(ask("POST", "/reset", R"({"worker_id": 1, "until_cleared": true})").status, 200u);
+  workers = json::parse(ask("GET", "/workers").body);
+  EXPECT_EQ(workers["workers"][0].at("cached_blocks"), 1);
   EXPECT_EQ(ask("POST", "/reset").status, 200u);
   workers = json::parse(ask("GET", "/workers").body);
   EXPECT_EQ(workers["workers"][0].at("cached_blocks"), 0);
