@@ -113,9 +113,14 @@ class EngineFleet(RayWorkerGroup):
 
         preempt_running: requests under way give their blocks back and compute anew; else their end is waited for.
         """
+        router = self._router
+        if router is not None:
+            # First: a quick worker would otherwise have said that it is cleared before anybody waits for that.
+            await router.reset(until_cleared=True)
         outcomes = await self._each("reset_prefix_cache", RESET_TIMEOUT_S, preempt_running)
-        if self._router is not None:
-            await self._router.reset()
+        for worker, outcome in enumerate(outcomes):
+            if outcome is not True and router is not None:
+                await router.reset(worker)
         return all(outcome is True for outcome in outcomes)
 
     async def update_weights(
