@@ -13,82 +13,19 @@ import pytest
 from ray_support import router_cfg, wait_until
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'kvrouter[ray]'")
-torch = pytest.importorskip("torch", reason="torch is not installed: run scripts/install_vllm.py")
-pytest.importorskip("transformers", reason="transformers is not installed: run scripts/install_vllm.py")
-pytest.importorskip("omegaconf", reason="OmegaConf is not installed: pip install 'kvrouter[grpo]'")
+
+from grpo_support import EvenCharacters, same_learning, same_weights, sampled, sim_training, train  # noqa: E402
 
 from kvrouter.grpo import config_from, grpo_train, setup  # noqa: E402
 from kvrouter.grpo.data import problems_of_step  # noqa: E402
 from kvrouter.grpo.records import read_metrics  # noqa: E402
 from kvrouter.grpo.rollout import roll_out, sample_seeds  # noqa: E402
-from kvrouter.grpo.sync_trainer import refit  # noqa: E402
-from kvrouter.grpo.tokenizer import CHARACTER_VOCAB_SIZE, character_tokenizer  # noqa: E402
+from kvrouter.grpo.steps import limits, refit  # noqa: E402
+from kvrouter.grpo.tokenizer import character_tokenizer  # noqa: E402
 from kvrouter.grpo.training import generation_settings  # noqa: E402
+from kvrouter.ray import background  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("ray_node")
-
-
-def sim_training(folder, *, steps=3, router=None, checkpoints=False, **grpo):
-    """A config of two simulated engines and a model as small as can be; prompts of five blocks."""
-    data = {"size": 16, "num_prefixes": 2, "num_shots": 50}
-    return config_from(
-        {
-            "grpo": {
-                "num_prompts_per_step": 4,
-                "num_generations_per_prompt": 4,
-                "max_num_steps": steps,
-                "val_period": 0,
-                "max_val_samples": 4,
-                "router": router_cfg() if router is None else router,
-                **grpo,
-            },
-            "policy": {
-                "tiny": {"num_layers": 1},
-                "optimizer": {"kwargs": {"lr": 1e-3}},
-                "generation": {
-                    "engine": "sim",
-                    "sim_cfg": {"time_scale": 0.1, "vocab_size": CHARACTER_VOCAB_SIZE},
-                },
-            },
-            "data": {"train": data, "validation": {**data, "seed": 1}},
-            "logger": {"log_dir": str(folder / "log"), "plots_enabled": False},
-            "checkpointing": {"enabled": checkpoints, "checkpoint_dir": str(folder / "checkpoints"), "save_period": 2},
-            "cluster": {"gpus_per_node": 2},
-        }
-    )
-
-
-class EvenCharacters:
-    """Rewards that a simulated engine's tokens do earn: the share of characters with an even code."""
-
-    def rewards(self, problems, responses):
-        return [sum(ord(c) % 2 == 0 for c in response) / 4 for response in responses]
-
-    def correct(self, problems, responses):
-        return [False for _ in responses]
-
-
-def train(config, on_step=None):
-    """Trains; returns the rows and the trained weights."""
-    with setup(config) as training:
-        training.environment = EvenCharacters()
-        rows = grpo_train(training, on_step)
-        assert training.generation.router is None
-        return rows, training.policy.weights()
-
-
-LEARNED = ("reward_mean", "loss", "kl", "grad_norm")
-
-
-def same_learning(rows, others):
-    rows, others = ([row for row in one if "reward_mean" in row] for one in (rows, others))
-    assert len(rows) == len(others) > 0
-    for row, other in zip(rows, others, strict=True):
-        assert [row[name] for name in LEARNED] == pytest.approx([other[name] for name in LEARNED], rel=1e-4, abs=1e-6)
-
-
-def same_weights(one, other):
-    return all(torch.allclose(one[name], other[name], atol=1e-5) for name in one)
 
 
 def test_the_router_changes_no_result(tmp_path):
@@ -96,6 +33,7 @@ def test_the_router_changes_no_result(tmp_path):
     in_turn, same = train(sim_training(tmp_path / "off", router={"enabled": False}))
     same_learning(routed, in_turn)
     assert same_weights(weights, same)
+    assert sampled(tmp_path / "on") == sampled(tmp_path / "off")  # token for token
     assert any(row["grad_norm"] > 0 for row in routed if "reward_mean" in row)
     assert all(row["router/decisions"] == 16 for row in routed if "reward_mean" in row)
     assert all(row["router/decisions"] == 0 for row in in_turn if "reward_mean" in row)
@@ -125,24 +63,40 @@ def test_after_a_refit_the_router_believes_nothing_to_be_cached(tmp_path):
             return sum(worker["cached_blocks"] for worker in training.generation.router.status()["workers"])
 
         def rollout():
-            result = roll_out(training.generation, problems, training.tokenizer, seeds=sample_seeds(0, 0, 4))
-            return result.cached_tokens, training.generation.router_metrics(clear=True)["predicted_hit_rate"]
+            episodes = background.run(
+                roll_out(
+                    training.generation,
+                    EvenCharacters(),
+                    problems,
+                    training.tokenizer,
+                    limits(training),
+                    seeds=sample_seeds(0, 0, 4),
+                )
+            )
+            predicted = training.generation.router_metrics(clear=True)["predicted_hit_rate"]
+            return sum(episode.cached_tokens for episode in episodes), predicted
 
         rollout()
         wait_until(lambda: cached() >= 5, "the first rollout's blocks in the index")
-        # Without the reset: what the router believes, and what the engines have, is there after new weights.
-        training.generation.update_weights(training.policy.weights(), keep_kv_cache=True)
+        # Caches that are kept on purpose: what the router believes, and what the engines have, is there.
+        refit(training, keep_kv_cache=True)
         assert cached() >= 5
         tokens, predicted = rollout()
         assert tokens > 0
         assert predicted > 0
-        # With it: nothing, at once, in index, prediction and engines.
         wait_until(lambda: cached() >= 5, "blocks in the index")
+        # Caches that are emptied: nothing is believed, at once, in index and prediction.
         refit(training)
         assert cached() == 0
         prompt = np.asarray(training.tokenizer.encode(problems[0].prompt))
-        _, overlap = training.generation.router._api.router.route_batch([prompt])
-        assert overlap.tolist() == [0]
+        (choice,) = background.run(training.generation.router.choose([prompt]))
+        assert choice.overlap_blocks == 0
+        rollout()
+        # With the first new blocks, it goes on.
+        wait_until(lambda: cached() >= 5, "the new blocks in the index")
+        tokens, predicted = rollout()
+        assert tokens > 0
+        assert predicted > 0
 
 
 def test_a_resumed_training_is_the_one_that_was_interrupted(tmp_path):

@@ -8,10 +8,11 @@ from kvrouter.grpo.config import config_from, load_config
 from kvrouter.grpo.schema import MasterConfig
 
 if TYPE_CHECKING:
+    from kvrouter.grpo.async_trainer import async_grpo_train
     from kvrouter.grpo.sync_trainer import grpo_train
     from kvrouter.grpo.training import Training, setup
 
-__all__ = ["MasterConfig", "Training", "config_from", "grpo_train", "load_config", "setup"]
+__all__ = ["MasterConfig", "Training", "async_grpo_train", "config_from", "grpo_train", "load_config", "setup"]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,6 +21,10 @@ def __getattr__(name: str) -> Any:
         from kvrouter.grpo import training
 
         return getattr(training, name)
+    if name == "async_grpo_train":
+        from kvrouter.grpo.async_trainer import async_grpo_train
+
+        return async_grpo_train
     if name == "grpo_train":
         from kvrouter.grpo.sync_trainer import grpo_train
 

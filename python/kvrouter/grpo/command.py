@@ -24,11 +24,13 @@ def run_grpo(
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         settings = load_config(config, overrides or ())
+        from kvrouter.grpo.async_trainer import async_grpo_train
         from kvrouter.grpo.sync_trainer import grpo_train
         from kvrouter.grpo.training import setup
 
         with _ray(settings.cluster.gpus_per_node, settings.cluster.use_gpus), setup(settings) as training:
-            rows = grpo_train(training)
+            train = async_grpo_train if settings.grpo.async_grpo.enabled else grpo_train
+            rows = train(training)
     except ValueError as error:
         sys.exit(f"run_grpo: {error}")
     checked = [row["validation_accuracy"] for row in rows if "validation_accuracy" in row]

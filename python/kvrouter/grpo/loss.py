@@ -64,10 +64,10 @@ def clipped_policy_loss(
     advantages: [B].
     weights: [B, T], the rows of ``weights_of`` the whole batch.
 
-    Per token, with ratio r = exp(logprobs - previous) and advantage A (PPO, Schulman et al. 2017, eq. 7):
-    max(-A r, -A clip(r, 1 - ratio_clip_min, 1 + ratio_clip_max)); with ``ratio_clip_c`` at most -A c where A < 0 (dual
-    clip, Ye et al. 2020); times exp(previous - sampled) with ``use_importance_sampling_correction``; plus
-    ``reference_policy_kl_penalty`` times ``kl_estimate``.
+    Per token, with ratio r = exp(logprobs - previous), or 1 with ``force_on_policy_ratio``, and advantage A (PPO,
+    Schulman et al. 2017, eq. 7): max(-A r, -A clip(r, 1 - ratio_clip_min, 1 + ratio_clip_max)); with ``ratio_clip_c``
+    at most -A c where A < 0 (dual clip, Ye et al. 2020); times exp(previous - sampled) with
+    ``use_importance_sampling_correction``; plus ``reference_policy_kl_penalty`` times ``kl_estimate``.
     """
     advantages = advantages[:, None]
     # Where no token counts there may be anything: it must not become infinite, as inf * 0 is not 0.
@@ -75,7 +75,7 @@ def clipped_policy_loss(
     logprobs, previous, reference, sampled = (
         torch.where(counts, values, torch.zeros_like(values)) for values in (logprobs, previous, reference, sampled)
     )
-    ratio = torch.exp(logprobs - previous)
+    ratio = torch.exp(logprobs - (logprobs.detach() if config.force_on_policy_ratio else previous))
     bounded = ratio.clamp(1 - config.ratio_clip_min, 1 + config.ratio_clip_max)
     policy_loss = torch.maximum(-advantages * ratio, -advantages * bounded)
     if config.ratio_clip_c is not None:

@@ -23,9 +23,6 @@ class Policy:
     """
 
     def __init__(self, config: PolicyConfig, model_path: str, random_weights: bool) -> None:
-        for key in ("train_micro_batch_size", "logprob_batch_size"):
-            if getattr(config, key) < 1:
-                raise ValueError(f"policy.{key} must be at least 1, got {getattr(config, key)}")
         self.config = config
         if random_weights:
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_path))

@@ -1,4 +1,4 @@
-"""What a training leaves to look at: a line a step, metrics.jsonl, TensorBoard, plots."""
+"""What a training leaves to look at: a line a step, metrics.jsonl, TensorBoard, Weights & Biases, plots."""
 
 from __future__ import annotations
 
@@ -6,19 +6,32 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from kvrouter.grpo.plots import PHASES, write_plot
+from kvrouter.grpo.rollout import Rollout
 from kvrouter.grpo.schema import MasterConfig
+
+
+class Board(Protocol):
+    """Where numbers are shown."""
+
+    def write(self, figures: Mapping[str, float], step: int) -> None:
+        """One step's numbers."""
+
+    def close(self) -> None:
+        """No more will come."""
 
 
 class TrainingLog:
     """Writes into ``logger.log_dir``; a resumed training goes on in the same ``metrics.jsonl``.
 
     first_step: lines of later steps, which a training left behind that was interrupted after its checkpoint, go.
-    Raises ValueError when ``logger.tensorboard_enabled`` and TensorBoard is not installed.
+    Raises ValueError for a logger that is enabled and not installed.
     """
 
     def __init__(self, config: MasterConfig, first_step: int = 0, console: Console | None = None) -> None:
@@ -26,40 +39,62 @@ class TrainingLog:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._config = config
         self._console = console or Console()
-        self._board = _tensorboard(self.folder) if config.logger.tensorboard_enabled else None
+        self._boards = _boards(config, self.folder)
         OmegaConf.save(OmegaConf.create(asdict(config)), self.folder / "config.yaml")
-        self.rows = [row for row in read_metrics(self.folder) if row["step"] <= first_step] if first_step else []
-        self._file = (self.folder / "metrics.jsonl").open("w", encoding="utf-8")
-        for row in self.rows:
-            self._write(row)
-
-    def _write(self, row: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        self.rows = _kept(self.folder / "metrics.jsonl", first_step)
+        self._metrics = _rewritten(self.folder / "metrics.jsonl", self.rows)
+        self._rollouts = None
+        if config.logger.rollouts_enabled:
+            path = self.folder / "rollouts.jsonl"
+            self._rollouts = _rewritten(path, _kept(path, first_step))
 
     def step(self, row: dict[str, Any]) -> None:
         """One step's figures; ``step`` is its number, from 1 (0: before training, validation only)."""
         self.rows.append(row)
-        self._write(row)
+        _write(self._metrics, row)
         self._console.print(_line(row), highlight=False, soft_wrap=True)
-        if self._board is not None:
-            for name, value in row.items():
-                if isinstance(value, int | float) and name != "step":
-                    self._board.add_scalar(name, value, row["step"])
-            self._board.flush()
+        figures = {name: value for name, value in row.items() if isinstance(value, int | float) and name != "step"}
+        for board in self._boards:
+            board.write(figures, row["step"])
+
+    def rollout(self, step: int, rollout: Rollout, advantages: torch.Tensor) -> None:
+        """A line a sample into ``rollouts.jsonl``, if that is wanted."""
+        if self._rollouts is None:
+            return
+        for episode, advantage in zip(rollout.episodes, advantages.tolist(), strict=True):
+            line = {
+                "step": step,
+                "question": episode.problem.questions[-1][-40:],
+                "responses": episode.responses,
+                "reward": episode.reward,
+                "advantage": advantage,
+                "weight_version": episode.weight_version,
+                "workers": episode.workers,
+                "prompt_tokens": episode.prompt_tokens,
+                "cached_tokens": episode.cached_tokens,
+                "truncated": episode.truncated,
+            }
+            _write(self._rollouts, line)
 
     def close(self) -> None:
-        """Writes the plots, where there is something to plot, and closes the files."""
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
-        if self._config.logger.plots_enabled and any("reward_mean" in row for row in self.rows):
-            _plot(self.rows, self.folder)
+        """Writes the plot, where there is something to plot, and closes the files."""
+        self._metrics.close()
+        if self._rollouts is not None:
+            self._rollouts.close()
+        for board in self._boards:
+            board.close()
+        logger = self._config.logger
+        if logger.plots_enabled and any("reward_mean" in row for row in self.rows):
+            other = None if logger.compare_with is None else read_metrics(logger.compare_with)
+            write_plot(self.folder / "training.png", self.rows, other)
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
     """The rows of a folder's ``metrics.jsonl``; none if there is no such file.  A last line cut short is left out."""
-    path = Path(folder) / "metrics.jsonl"
+    return _read(Path(folder) / "metrics.jsonl")
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
     rows = []
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -70,10 +105,26 @@ def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _kept(path: Path, first_step: int) -> list[dict[str, Any]]:
+    """Of a training that is resumed, the lines up to its checkpoint."""
+    return [row for row in _read(path) if row["step"] <= first_step] if first_step else []
+
+
+def _rewritten(path: Path, rows: list[dict[str, Any]]) -> Any:
+    file = path.open("w", encoding="utf-8")
+    for row in rows:
+        _write(file, row)
+    return file
+
+
+def _write(file: Any, row: Mapping[str, Any]) -> None:
+    file.write(json.dumps(row) + "\n")
+    file.flush()
+
+
 def _line(row: Mapping[str, Any]) -> str:
     parts = [f"[bold]step {row['step']}[/]"]
     if "reward_mean" in row:
-        phases = ("generation_s", "logprobs_s", "train_s", "refit_s")
         parts += [
             f"reward {row['reward_mean']:.3f}",
             f"loss {row['loss']:+.4f}",
@@ -83,42 +134,52 @@ def _line(row: Mapping[str, Any]) -> str:
         ]
         if row.get("router_us_p99") is not None:
             parts.append(f"router p99 {row['router_us_p99']:.0f} µs")
-        parts.append(" + ".join(f"{name[:-2]} {row[name]:.1f}" for name in phases) + " s")
+        parts.append(" + ".join(f"{name} {row[f'{name}_s']:.1f}" for name in PHASES) + " s")
     if "validation_accuracy" in row:
         parts.append(f"[green]validation {row['validation_accuracy']:.1%}[/]")
     return "  ".join(parts)
 
 
-def _tensorboard(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ValueError("logger.tensorboard_enabled: pip install tensorboard, or set it to false") from None
-    return SummaryWriter(str(folder / "tensorboard"))
+# --- boards ---
 
 
-def _plot(rows: list[dict[str, Any]], folder: Path) -> None:
-    import matplotlib as mpl
+def _boards(config: MasterConfig, folder: Path) -> list[Board]:
+    boards: list[Board] = []
+    if config.logger.tensorboard_enabled:
+        boards.append(_TensorBoard(folder / "tensorboard"))
+    if config.logger.wandb_enabled:
+        boards.append(_WeightsAndBiases(config, folder))
+    return boards
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
 
-    steps = [row for row in rows if "reward_mean" in row]
-    numbers = [row["step"] for row in steps]
-    checked = [row for row in rows if "validation_accuracy" in row]
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
-    axes[0].plot(numbers, [row["reward_mean"] for row in steps], label="reward, training")
-    axes[0].plot(
-        [row["step"] for row in checked], [row["validation_accuracy"] for row in checked], "o-", label="validation"
-    )
-    axes[0].legend()
-    axes[1].plot(numbers, [row["hit_rate"] for row in steps])
-    axes[1].set(title="share of prompt tokens cached", ylim=(0, 1))
-    phases = ("generation_s", "logprobs_s", "train_s", "refit_s")
-    axes[2].stackplot(numbers, [[row[name] for row in steps] for name in phases], labels=[name[:-2] for name in phases])
-    axes[2].set(title="seconds a step, by phase")
-    axes[2].legend()
-    for axis in axes:
-        axis.set_xlabel("step")
-    figure.savefig(folder / "training.png", dpi=120)
-    plt.close(figure)
+class _TensorBoard:
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ValueError("logger.tensorboard_enabled: pip install tensorboard, or set it to false") from None
+        self._writer = SummaryWriter(str(folder))
+
+    def write(self, figures: Mapping[str, float], step: int) -> None:
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WeightsAndBiases:
+    def __init__(self, config: MasterConfig, folder: Path) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise ValueError("logger.wandb_enabled: pip install wandb, or set it to false") from None
+        settings = config.logger.wandb
+        self._run = wandb.init(project=settings.project, name=settings.name, dir=str(folder), config=asdict(config))
+
+    def write(self, figures: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(figures), step=step)
+
+    def close(self) -> None:
+        self._run.finish()

@@ -1,87 +1,187 @@
-"""Rollouts: prompts to the engines, and what comes back as a batch to train on."""
+"""Rollouts: prompts to the engines, turn by turn, and what comes back as a batch to train on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from kvrouter.grpo.data import Problem
-from kvrouter.grpo.sequences import SequenceBatch, pad_rows, response_mask
+from kvrouter.grpo.environment import Environment
+from kvrouter.grpo.sequences import SequenceBatch, pad_rows
 from kvrouter.grpo.tokenizer import TextTokenizer
+
+#: From a sample's seed to that of its next turn; seeds are below 2^31.
+_SEED_STEP = 0x9E3779B1
+_SEED_LIMIT = 1 << 31
 
 
 class Generation(Protocol):
     """What a rollout asks of ``VllmGeneration``."""
 
-    def generate(self, data: dict[str, Any], greedy: bool = False) -> Any:
-        """See ``VllmGeneration.generate``."""
+    async def generate_batch(self, data: dict[str, Any], greedy: bool = False) -> Any:
+        """See ``VllmGeneration.generate_batch``."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """max_input_tokens: of a prompt; a longer first one is an error, a conversation that grows longer ends.
+
+    max_turns: responses of an episode, at most.
+    """
+
+    max_input_tokens: int
+    max_turns: int = 1
+
+
+@dataclass
+class Episode:
+    """One sample: a problem, and the conversation about it.
+
+    tokens, sampled, is_response: of the conversation so far; ``sampled`` are the engine's log-probabilities of
+        responses, 0 for what was given.
+    weight_version: of the weights that its first turn was begun with.
+    workers: those that its turns went to.
+    prompt_tokens, cached_tokens: summed over its turns, by the engines' own count.
+    truncated: a response was ended by its length, or the conversation by ``max_input_tokens``.
+    """
+
+    problem: Problem
+    tokens: list[int]
+    sampled: list[float]
+    is_response: list[bool]
+    rewards: list[float] = field(default_factory=list)
+    correct: list[bool] = field(default_factory=list)
+    responses: list[str] = field(default_factory=list)
+    workers: list[int] = field(default_factory=list)
+    weight_version: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    truncated: bool = False
+    over: bool = False
+
+    @property
+    def reward(self) -> float:
+        """Mean over the problem's turns; one that was not reached counts 0."""
+        return sum(self.rewards) / len(self.problem.answers)
+
+    def add(self, tokens: Sequence[int], sampled: Sequence[float] | None = None) -> None:
+        """Appends tokens: of a response, with the engine's log-probabilities, or given."""
+        self.tokens += tokens
+        self.sampled += [0.0] * len(tokens) if sampled is None else sampled
+        self.is_response += [sampled is not None] * len(tokens)
+
+
+async def roll_out(
+    generation: Generation,
+    environment: Environment,
+    problems: Sequence[Problem],
+    tokenizer: TextTokenizer,
+    limits: Limits,
+    *,
+    seeds: Sequence[int] | None = None,
+    greedy: bool = False,
+) -> list[Episode]:
+    """An episode of each problem; problems that stand here several times are sampled as often.
+
+    All turns of one number are generated in one batch, so that the router decides with all of them in view.
+    seeds: of the episodes' random numbers, one each.  Raises ValueError for a prompt longer than
+    ``limits.max_input_tokens``.
+    """
+    episodes = []
+    for problem in problems:
+        prompt = tokenizer.encode(problem.prompt)
+        if len(prompt) > limits.max_input_tokens:
+            raise ValueError(
+                f"a prompt has {len(prompt)} tokens, and {limits.max_input_tokens} are allowed: set "
+                "data.max_input_seq_length, or policy.max_total_sequence_length and policy.generation.max_new_tokens"
+            )
+        episode = Episode(problem.first_turns(limits.max_turns), [], [], [])
+        episode.add(prompt)
+        episodes.append(episode)
+    for turn in range(limits.max_turns):
+        active = [index for index, episode in enumerate(episodes) if not episode.over]
+        if not active:
+            break
+        ids, lengths = pad_rows([episodes[index].tokens for index in active], tokenizer.pad_id)
+        data: dict[str, Any] = {"input_ids": ids, "input_lengths": lengths}
+        if seeds is not None:
+            data["seeds"] = torch.tensor([(seeds[index] + turn * _SEED_STEP) % _SEED_LIMIT for index in active])
+        result = await generation.generate_batch(data, greedy)
+        for row, index in enumerate(active):
+            response = tokenizer.decode(_take(episodes[index], turn, result, row))
+            observation = _judge(episodes[index], turn, response, environment)
+            _go_on(episodes[index], observation, tokenizer, limits)
+    return episodes
+
+
+def _take(episode: Episode, turn: int, result: Any, row: int) -> list[int]:
+    """Appends what was generated, and returns it."""
+    start, end = len(episode.tokens), int(result["unpadded_sequence_lengths"][row])
+    if turn == 0:
+        episode.weight_version = int(result["weight_version"][row])
+    episode.prompt_tokens += start
+    episode.cached_tokens += int(result["num_cached_tokens"][row])
+    episode.truncated |= bool(result["truncated"][row])
+    episode.workers.append(int(result["gen_leader_worker_idx"][row]))
+    tokens: list[int] = result["output_ids"][row, start:end].tolist()
+    episode.add(tokens, result["logprobs"][row, start:end].tolist())
+    return tokens
+
+
+def _judge(episode: Episode, turn: int, response: str, environment: Environment) -> str | None:
+    feedback = environment.respond(episode.problem, turn, response)
+    episode.responses.append(response)
+    episode.rewards.append(feedback.reward)
+    episode.correct.append(feedback.correct)
+    return feedback.observation
+
+
+def _go_on(episode: Episode, observation: str | None, tokenizer: TextTokenizer, limits: Limits) -> None:
+    """Appends what the environment has said, if there is a next turn."""
+    episode.over = observation is None or len(episode.responses) == len(episode.problem.answers)
+    if observation is None or episode.over:
+        return
+    tokens = tokenizer.encode(observation)
+    if len(episode.tokens) + len(tokens) > limits.max_input_tokens:
+        episode.over = episode.truncated = True
+        return
+    episode.add(tokens)
 
 
 @dataclass
 class Rollout:
-    """B samples: what was generated, and by which weights.
+    """B episodes as a batch.
 
-    sampled: [B, W] log-probabilities by the engine, 0 but for the response.
-    truncated: [B] bool, ended by its length.
-    weight_version: [B], of the weights each was begun with.
-    responses: texts.
-    prompt_tokens, cached_tokens, generated_tokens: of all samples; cached by the engines' own count.
+    sampled: [B, W] log-probabilities by the engine, 0 but for responses.
+    rewards: [B].  truncated: [B] bool.  weight_version: [B].
     """
 
+    episodes: list[Episode]
     batch: SequenceBatch
     sampled: torch.Tensor
+    rewards: torch.Tensor
     truncated: torch.Tensor
     weight_version: torch.Tensor
-    responses: list[str]
-    prompt_tokens: int
-    cached_tokens: int
-    generated_tokens: int
 
 
-def roll_out(
-    generation: Generation,
-    problems: Sequence[Problem],
-    tokenizer: TextTokenizer,
-    *,
-    seeds: Sequence[int] | None = None,
-    greedy: bool = False,
-    max_input_tokens: int | None = None,
-) -> Rollout:
-    """A response to each problem; problems that stand here several times are sampled as often.
-
-    seeds: of the samples' random numbers, one each.  Raises ValueError for a prompt longer than ``max_input_tokens``.
-    """
-    prompts = [tokenizer.encode(problem.prompt) for problem in problems]
-    longest = max(map(len, prompts))
-    if max_input_tokens is not None and longest > max_input_tokens:
-        raise ValueError(
-            f"a prompt has {longest} tokens, and {max_input_tokens} are allowed: set data.max_input_seq_length, or "
-            "policy.max_total_sequence_length and policy.generation.max_new_tokens"
-        )
-    ids, lengths = pad_rows(prompts, tokenizer.pad_id)
-    data: dict[str, Any] = {"input_ids": ids, "input_lengths": lengths}
-    if seeds is not None:
-        data["seeds"] = torch.tensor(seeds)
-    result = generation.generate(data, greedy)
-    total = result["unpadded_sequence_lengths"]
-    width = int(total.max())
-    batch = SequenceBatch(result["output_ids"][:, :width], total, response_mask(lengths, total, width))
+def as_batch(episodes: Sequence[Episode], pad_id: int) -> Rollout:
+    """Episodes, right-padded to the longest."""
+    ids, lengths = pad_rows([episode.tokens for episode in episodes], pad_id)
+    sampled, mask = torch.zeros(ids.shape), torch.zeros(ids.shape, dtype=torch.bool)
+    for row, episode in enumerate(episodes):
+        sampled[row, : len(episode.tokens)] = torch.tensor(episode.sampled)
+        mask[row, : len(episode.tokens)] = torch.tensor(episode.is_response)
     return Rollout(
-        batch,
-        result["logprobs"][:, :width],
-        result["truncated"],
-        result["weight_version"],
-        [
-            tokenizer.decode(row[start:end].tolist())
-            for row, start, end in zip(batch.ids, lengths.tolist(), total.tolist(), strict=True)
-        ],
-        int(lengths.sum()),
-        int(result["num_cached_tokens"].sum()),
-        int(result["generation_lengths"].sum()),
+        list(episodes),
+        SequenceBatch(ids, lengths, mask),
+        sampled,
+        torch.tensor([episode.reward for episode in episodes]),
+        torch.tensor([episode.truncated for episode in episodes]),
+        torch.tensor([episode.weight_version for episode in episodes]),
     )
 
 

@@ -19,17 +19,36 @@ class RouterSettings:
 
 
 @dataclass
+class AsyncGrpoConfig:
+    """Rollouts beside training (``async_grpo_train``), instead of one after the other.
+
+    max_trajectory_age_steps: a sample is trained on at most so many steps after the one whose weights it was begun
+        with; rollouts run so many steps ahead.
+    in_flight_weight_updates: new weights come between two tokens of the samples under way; false: these are waited for.
+    recompute_kv_cache_after_weight_updates: new weights empty the prefix caches and the router's index; false: both are
+        kept, and samples are begun on KV that older weights have made.
+    """
+
+    enabled: bool = False
+    max_trajectory_age_steps: int = 1
+    in_flight_weight_updates: bool = False
+    recompute_kv_cache_after_weight_updates: bool = True
+
+
+@dataclass
 class GrpoConfig:
     """The algorithm.
 
     num_prompts_per_step, num_generations_per_prompt: a step trains on their product of samples.
-    max_num_steps: steps of the whole training, those before a resume included.
+    max_num_steps: steps of the whole training, those before a resume included; max_num_epochs: passes over the data,
+        whichever ends first (null: no matter how many).
+    max_rollout_turns: responses of a conversation, at most; 1: every problem's first question alone.
     use_leave_one_out_baseline: a sample's baseline is the mean of the others of its prompt; false: of all of them.
     normalize_rewards: divide advantages by the standard deviation that belongs to the baseline.
     advantage_clip_low, advantage_clip_high: bounds of the advantage; null: none.
     overlong_filtering: samples that ended by their length do not count in the loss.
     val_period: steps between validations, 0 for none; val_at_start, val_at_end: before the first and after the last.
-    max_val_samples: of the validation set, the first so many; null: all.
+    max_val_samples: of the validation set, the first so many; null: all.  val_batch_size: so many at once; null: all.
     seed: of warm-up, data order and sampling.
     router: keys given here win over ``policy.generation.router_cfg``.
     """
@@ -37,6 +56,8 @@ class GrpoConfig:
     num_prompts_per_step: int = 8
     num_generations_per_prompt: int = 8
     max_num_steps: int = 10
+    max_num_epochs: int | None = None
+    max_rollout_turns: int = 1
     use_leave_one_out_baseline: bool = True
     normalize_rewards: bool = True
     advantage_clip_low: float | None = None
@@ -46,19 +67,25 @@ class GrpoConfig:
     val_at_start: bool = True
     val_at_end: bool = True
     max_val_samples: int | None = None
+    val_batch_size: int | None = None
     seed: int = 42
+    async_grpo: AsyncGrpoConfig = field(default_factory=AsyncGrpoConfig)
     router: dict[str, Any] = field(default_factory=dict, metadata={"schema": RouterSettings})
 
 
 @dataclass
 class LossConfig:
-    """The loss; see ``kvrouter.grpo.loss.clipped_policy_loss``."""
+    """The loss; see ``kvrouter.grpo.loss.clipped_policy_loss``.
+
+    use_importance_sampling_correction: needed where the engine's weights are not the policy's (``grpo.async_grpo``).
+    """
 
     reference_policy_kl_penalty: float = 0.01
     reference_policy_kl_type: Literal["k1", "k2", "k3"] = "k3"
     ratio_clip_min: float = 0.2
     ratio_clip_max: float = 0.2
     ratio_clip_c: float | None = None
+    force_on_policy_ratio: bool = False
     use_importance_sampling_correction: bool = False
     token_level_loss: bool = True
 
@@ -168,17 +195,22 @@ class PolicyConfig:
 class DatasetConfig:
     """One dataset.
 
-    dataset_name: ``arithmetic`` (generated sums behind few-shot prompts) or ``jsonl``.
+    dataset_name: ``arithmetic`` (generated sums behind few-shot prompts), ``arithmetic_turns`` (conversations of such,
+        see ``grpo.max_rollout_turns``) or ``jsonl``.
     size, num_prefixes, num_shots, max_operand, seed: of ``arithmetic``: problems, different few-shot prompts, solved
         examples in each, the largest number to add.
+    num_turns, num_shots_per_turn: of ``arithmetic_turns``: questions in a conversation, and the solved examples that
+        come with each after the first.
     data_path, input_key, output_key: of ``jsonl``: the file, and the names of prompt and answer in each object.
     """
 
-    dataset_name: Literal["arithmetic", "jsonl"] = "arithmetic"
+    dataset_name: Literal["arithmetic", "arithmetic_turns", "jsonl"] = "arithmetic"
     size: int = 256
     num_prefixes: int = 4
     num_shots: int = 32
     max_operand: int = 9
+    num_turns: int = 4
+    num_shots_per_turn: int = 24
     seed: int = 0
     data_path: str | None = None
     input_key: str = "input"
@@ -211,12 +243,31 @@ class EnvConfig:
 
 
 @dataclass
+class WandbConfig:
+    """Where Weights & Biases files the run."""
+
+    project: str = "kvrouter-grpo"
+    name: str | None = None
+
+
+@dataclass
 class LoggerConfig:
-    """log_dir: of ``metrics.jsonl``, ``config.yaml``, plots and TensorBoard's files."""
+    """What a training leaves.
+
+    log_dir: of ``metrics.jsonl``, ``config.yaml``, plots and TensorBoard's files.
+    compare_with: ``log_dir`` of another run, say one without router, whose figures are drawn beside this one's.
+    num_val_samples_to_print: answers to print at each validation.
+    rollouts_enabled: write ``rollouts.jsonl``, a line a sample.
+    """
 
     log_dir: str = "out/grpo"
     tensorboard_enabled: bool = False
+    wandb_enabled: bool = False
+    wandb: WandbConfig = field(default_factory=WandbConfig)
     plots_enabled: bool = True
+    compare_with: str | None = None
+    num_val_samples_to_print: int = 0
+    rollouts_enabled: bool = False
 
 
 @dataclass
@@ -254,9 +305,11 @@ class MasterConfig:
 
 #: Keys of NeMo-RL that are accepted with this value only, as what they turn on does not exist here.
 ONLY_VALUE: dict[str, Any] = {
-    "grpo.async_grpo.enabled": False,
-    "grpo.max_rollout_turns": 1,
     "grpo.use_dynamic_sampling": False,
+    "grpo.adv_estimator.name": "grpo",
+    # Engines bind ports themselves and say which.
+    "grpo.router.worker_addresses": None,
+    "grpo.router.worker_ports": None,
     "grpo.reward_scaling.enabled": False,
     "grpo.reward_shaping.enabled": False,
     "policy.dtensor_cfg.enabled": False,
@@ -264,10 +317,11 @@ ONLY_VALUE: dict[str, Any] = {
     "policy.sequence_packing.enabled": False,
     "policy.dynamic_batching.enabled": False,
     "policy.precision": "float32",
+    "policy.make_sequence_length_divisible_by": 1,
     "policy.scheduler": None,
     "policy.generation.colocated.enabled": False,
+    "policy.generation.vllm_cfg.enable_vllm_metrics_logger": False,
     "checkpointing.metric_name": None,
-    "logger.wandb_enabled": False,
     "logger.mlflow_enabled": False,
     "logger.swanlab_enabled": False,
     "logger.monitor_gpus": False,

@@ -38,9 +38,3 @@ def pad_rows(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, 
     for index, row in enumerate(rows):
         ids[index, : len(row)] = torch.tensor(row)
     return ids, lengths
-
-
-def response_mask(prompt_lengths: torch.Tensor, lengths: torch.Tensor, width: int) -> torch.Tensor:
-    """[B, width], True from each prompt's end to its sequence's."""
-    positions = torch.arange(width)
-    return (positions >= prompt_lengths[:, None]) & (positions < lengths[:, None])

@@ -11,14 +11,15 @@ from typing import Any
 import torch
 
 from kvrouter.grpo.checkpoint import load_newest
+from kvrouter.grpo.checks import check_training_config
 from kvrouter.grpo.data import END_OF_ANSWER, Problem, load_dataset
-from kvrouter.grpo.environment import ExactAnswerEnvironment
+from kvrouter.grpo.environment import Environment, ExactAnswerEnvironment
 from kvrouter.grpo.policy import Policy
 from kvrouter.grpo.schema import MasterConfig
 from kvrouter.grpo.tokenizer import CHARACTER_VOCAB_SIZE, TextTokenizer, character_tokenizer, load_tokenizer
 from kvrouter.grpo.warmup import warm_up
 from kvrouter.ray import RayVirtualCluster, VllmGeneration
-from kvrouter.ray.config import check_generation_config, router_config_from, router_enabled
+from kvrouter.ray.config import check_generation_config, router_config_from
 from kvrouter.vllm.tiny_model import make_tiny_model
 
 logger = logging.getLogger("kvrouter.grpo")
@@ -42,7 +43,7 @@ class Training:
     tokenizer: TextTokenizer
     train: list[Problem]
     validation: list[Problem]
-    environment: ExactAnswerEnvironment
+    environment: Environment
     first_step: int = 0
     warmup: dict[str, float] = field(default_factory=dict)
 
@@ -65,7 +66,7 @@ def setup(config: MasterConfig) -> Training:
     as ``policy.warmup`` says.  Raises ValueError, naming the key, for a config that does not fit, RuntimeError when an
     engine does not start.
     """
-    _check(config)
+    check_training_config(config)
     train = load_dataset(config.data.train, "data.train")
     validation = load_dataset(config.data.validation, "data.validation")
     environment = ExactAnswerEnvironment(config.env.exact_answer)
@@ -78,7 +79,7 @@ def setup(config: MasterConfig) -> Training:
     generation_config = generation_settings(config, model_path, tokenizer)
     check_generation_config(generation_config)
     policy = Policy(config.policy, model_path, random_weights=is_tiny)
-    first_step, warmup = _resume_or_warm_up(config, policy, train, validation, tokenizer)
+    first_step, warmup = _resume_or_warm_up(config, policy, validation, environment, tokenizer)
     engines = config.policy.generation.colocated.resources.gpus_per_node or config.cluster.gpus_per_node
     cluster = RayVirtualCluster([engines] * config.cluster.num_nodes, use_gpus=config.cluster.use_gpus, name="grpo")
     try:
@@ -89,36 +90,11 @@ def setup(config: MasterConfig) -> Training:
     return Training(config, cluster, generation, policy, tokenizer, train, validation, environment, first_step, warmup)
 
 
-def _check(config: MasterConfig) -> None:
-    grpo, generation = config.grpo, config.policy.generation
-    for key in ("num_prompts_per_step", "num_generations_per_prompt", "max_num_steps"):
-        if getattr(grpo, key) < 1:
-            raise ValueError(f"grpo.{key} must be at least 1, got {getattr(grpo, key)}")
-    if grpo.use_leave_one_out_baseline and grpo.num_generations_per_prompt < 2:
-        raise ValueError("grpo.use_leave_one_out_baseline needs grpo.num_generations_per_prompt of at least 2")
-    if generation.temperature <= 0:
-        raise ValueError(f"policy.generation.temperature must be above 0, got {generation.temperature}")
-    samples = grpo.num_prompts_per_step * grpo.num_generations_per_prompt
-    if samples % (config.policy.train_global_batch_size or samples):
-        raise ValueError(
-            f"policy.train_global_batch_size ({config.policy.train_global_batch_size}) must divide the {samples} "
-            "samples of a step (grpo.num_prompts_per_step * grpo.num_generations_per_prompt)"
-        )
-    if config.checkpointing.enabled and config.checkpointing.save_period < 1:
-        raise ValueError(f"checkpointing.save_period must be at least 1, got {config.checkpointing.save_period}")
-    if (config.checkpointing.keep_top_k or 1) < 1 or config.checkpointing.keep_top_k == 0:
-        raise ValueError(f"checkpointing.keep_top_k must be at least 1 or null, got {config.checkpointing.keep_top_k}")
-    if generation.backend != "vllm":
-        if router_enabled(router_config_from(asdict(config))):
-            logger.warning("Router is only supported with vLLM backend")
-        raise ValueError(f"policy.generation.backend must be 'vllm', not {generation.backend!r}")
-
-
 def generation_settings(config: MasterConfig, model_path: str, tokenizer: TextTokenizer) -> dict[str, Any]:
     """``VllmGeneration``'s config: that of ``policy.generation``, with the router's and the tokenizer's."""
     settings: dict[str, Any] = asdict(config.policy.generation)
     stops = {tokenizer.eos_id, *(settings["stop_token_ids"] or ())}
-    if config.data.train.dataset_name == "arithmetic":
+    if config.data.train.dataset_name != "jsonl":
         stops.update(tokenizer.encode(END_OF_ANSWER))
     settings.update(
         model_name=model_path,
@@ -158,8 +134,8 @@ def _tiny_model(config: MasterConfig) -> str:
 def _resume_or_warm_up(
     config: MasterConfig,
     policy: Policy,
-    train: Sequence[Problem],
     validation: Sequence[Problem],
+    environment: Environment,
     tokenizer: TextTokenizer,
 ) -> tuple[int, dict[str, float]]:
     state = load_newest(config.checkpointing.checkpoint_dir) if config.checkpointing.enabled else None
@@ -170,8 +146,8 @@ def _resume_or_warm_up(
     warmup = config.policy.warmup
     figures = {}
     if warmup.max_steps > 0:
-        if config.data.train.dataset_name != "arithmetic":
-            raise ValueError("policy.warmup is for the arithmetic dataset: set policy.warmup.max_steps=0")
+        if config.data.train.dataset_name == "jsonl":
+            raise ValueError("policy.warmup is for the arithmetic datasets: set policy.warmup.max_steps=0")
         problems = load_dataset(
             replace(
                 config.data.train,
@@ -181,7 +157,16 @@ def _resume_or_warm_up(
             ),
             "data.train",
         )
-        steps, accuracy = warm_up(policy, problems, validation, tokenizer, warmup, config.grpo.seed)
+        turns = config.grpo.max_rollout_turns
+        steps, accuracy = warm_up(
+            policy,
+            [problem.first_turns(turns) for problem in problems],
+            [problem.first_turns(turns) for problem in validation],
+            environment,
+            tokenizer,
+            warmup,
+            config.grpo.seed,
+        )
         figures = {"steps": float(steps), "accuracy": accuracy}
         logger.info("warm-up: %d steps, %.0f%% of the validation answers right", steps, 100 * accuracy)
     policy.freeze_reference()

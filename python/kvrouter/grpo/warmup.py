@@ -7,44 +7,61 @@ from collections.abc import Sequence
 import torch
 
 from kvrouter.grpo.data import END_OF_ANSWER, Problem
+from kvrouter.grpo.environment import Environment
 from kvrouter.grpo.policy import Policy
 from kvrouter.grpo.schema import WarmupConfig
-from kvrouter.grpo.sequences import SequenceBatch, pad_rows, response_mask
+from kvrouter.grpo.sequences import SequenceBatch, pad_rows
 from kvrouter.grpo.tokenizer import TextTokenizer
 
 CHECK_EVERY = 10
 
 
-def solved_batch(problems: Sequence[Problem], tokenizer: TextTokenizer, ending: Sequence[int]) -> SequenceBatch:
-    """Prompts with the right answers behind them, each ended by the tokens ``ending``."""
-    prompts = [tokenizer.encode(problem.prompt) for problem in problems]
-    answers = [[*tokenizer.encode(problem.answer), *ending] for problem in problems]
-    ids, lengths = pad_rows([a + b for a, b in zip(prompts, answers, strict=True)], tokenizer.pad_id)
-    return SequenceBatch(ids, lengths, response_mask(torch.tensor([len(p) for p in prompts]), lengths, ids.shape[1]))
+def solved_batch(
+    problems: Sequence[Problem], environment: Environment, tokenizer: TextTokenizer, ending: Sequence[int]
+) -> SequenceBatch:
+    """Conversations in which every response is the right answer, ended by the tokens ``ending``."""
+    rows, masks = [], []
+    for problem in problems:
+        tokens: list[int] = []
+        is_response: list[bool] = []
+        text: str | None = problem.prompt
+        for turn, answer in enumerate(problem.answers):
+            given, response = tokenizer.encode(text or ""), [*tokenizer.encode(answer), *ending]
+            tokens += given + response
+            is_response += [False] * len(given) + [True] * len(response)
+            text = environment.respond(problem, turn, answer).observation
+        rows.append(tokens)
+        masks.append(is_response)
+    ids, lengths = pad_rows(rows, tokenizer.pad_id)
+    mask = torch.zeros(ids.shape, dtype=torch.bool)
+    for row, is_response in enumerate(masks):
+        mask[row, : len(is_response)] = torch.tensor(is_response)
+    return SequenceBatch(ids, lengths, mask)
 
 
 def warm_up(
     policy: Policy,
     train: Sequence[Problem],
     validation: Sequence[Problem],
+    environment: Environment,
     tokenizer: TextTokenizer,
     config: WarmupConfig,
     seed: int,
 ) -> tuple[int, float]:
     """Trains on the right answers by AdamW of its own; the reference is frozen by the caller.
 
-    train: of the arithmetic dataset.  The solved examples in its prompts teach, too: the loss is over every answer.
-    Returns the number of steps and the share of validation problems whose every token was the likeliest at the end.
+    train: of an arithmetic dataset.  The solved examples in its prompts teach, too: the loss is over every answer.
+    Returns the number of steps and the share of validation problems whose every response's token was the likeliest.
     """
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=config.lr)
     random = torch.Generator().manual_seed(seed)
     ending = tokenizer.encode(END_OF_ANSWER)
     (equals,) = tokenizer.encode("=")
-    checked = solved_batch(validation, tokenizer, ending)
+    checked = solved_batch(validation, environment, tokenizer, ending)
     step, accuracy = 0, teacher_forced_accuracy(policy, checked)
     while step < config.max_steps and accuracy < config.until_accuracy:
         chosen = torch.randint(len(train), (config.batch_size,), generator=random).tolist()
-        batch = solved_batch([train[index] for index in chosen], tokenizer, ending)
+        batch = solved_batch([train[index] for index in chosen], environment, tokenizer, ending)
         ids = batch.ids.to(policy.device)
         labels = torch.where(answer_mask(ids, equals, ending[-1]), ids, -100)
         attended = torch.arange(ids.shape[1]) < batch.lengths[:, None]

@@ -8,6 +8,9 @@ import pytest
 
 pytest.importorskip("omegaconf", reason="OmegaConf is not installed: pip install 'kvrouter[grpo]'")
 
+from omegaconf import OmegaConf
+
+from kvrouter.grpo.checks import check_training_config
 from kvrouter.grpo.config import config_from, load_config
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "configs" / "grpo_with_router_example.yaml"
@@ -126,12 +129,12 @@ def test_overrides_that_are_refused(write, override, message):
         ({"policy": {"generation": {"stop_token_ids": 1}}}, "stop_token_ids must be a list"),
         ({"policy": {"generation": {"vllm_cfg": 1}}}, "vllm_cfg must hold keys"),
         (
-            {"grpo": {"async_grpo": {"enabled": True}}},
-            "async_grpo.enabled: True is not supported yet: set .*=false",
+            {"grpo": {"use_dynamic_sampling": True}},
+            "use_dynamic_sampling: True is not supported yet: set .*=false",
         ),
-        ({"grpo": {"max_rollout_turns": 4}}, "grpo.max_rollout_turns: 4 is not supported yet: set .*=1"),
+        ({"grpo": {"async_grpo": {"max_age_steps": 1}}}, "did you mean grpo.async_grpo.max_trajectory_age_steps"),
         ({"policy": {"generation": {"colocated": {"enabled": True}}}}, "set policy.generation.colocated.enabled=false"),
-        ({"logger": {"wandb_enabled": True}}, "logger.wandb_enabled: True is not supported yet"),
+        ({"logger": {"mlflow_enabled": True}}, "logger.mlflow_enabled: True is not supported yet"),
     ],
 )
 def test_what_is_wrong_is_named(tree, message):
@@ -142,11 +145,32 @@ def test_what_is_wrong_is_named(tree, message):
 def test_what_is_turned_off_is_accepted():
     config = config_from(
         {
-            "grpo": {"async_grpo": {"enabled": False}, "max_rollout_turns": 1},
+            "grpo": {"use_dynamic_sampling": False, "adv_estimator": {"name": "grpo"}},
             "policy": {"sequence_packing": {"enabled": False}, "generation": {"colocated": {"enabled": False}}},
         }
     )
     assert config == config_from({})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"policy.logprob_batch_size": 0}, "policy.logprob_batch_size must be at least 1, got 0"),
+        ({"grpo.async_grpo.max_trajectory_age_steps": 0}, "max_trajectory_age_steps must be at least 1, got 0"),
+        ({"grpo.num_generations_per_prompt": 1}, "use_leave_one_out_baseline needs grpo.num_generations_per_prompt"),
+        ({"policy.train_global_batch_size": 7}, r"train_global_batch_size \(7\) must divide the 64 samples"),
+        ({"grpo.async_grpo.enabled": True}, "needs loss_fn.use_importance_sampling_correction=true"),
+        ({"policy.generation.temperature": 0.0}, "policy.generation.temperature must be above 0"),
+        ({"policy.generation.backend": "megatron"}, "policy.generation.backend must be 'vllm', not 'megatron'"),
+    ],
+)
+def test_values_that_do_not_fit_are_named(changes, message):
+    tree = OmegaConf.create({})
+    for key, value in changes.items():
+        OmegaConf.update(tree, key, value, force_add=True)
+    with pytest.raises(ValueError, match=message):
+        check_training_config(config_from(tree))
+    check_training_config(config_from({}))
 
 
 def test_router_settings_are_kept_as_given():

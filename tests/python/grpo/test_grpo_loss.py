@@ -21,6 +21,7 @@ CONFIGS = st.builds(
     ratio_clip_min=st.sampled_from([0.1, 0.2]),
     ratio_clip_max=st.sampled_from([0.2, 0.28]),
     ratio_clip_c=st.sampled_from([None, 1.5, 3.0]),
+    force_on_policy_ratio=st.booleans(),
     use_importance_sampling_correction=st.booleans(),
     token_level_loss=st.booleans(),
 )
@@ -35,7 +36,7 @@ def batch(seed, rows=3, width=4):
 
 
 def of_token(now, before, reference, sampled, advantage, config):
-    ratio = math.exp(now - before)
+    ratio = 1.0 if config.force_on_policy_ratio else math.exp(now - before)
     bounded = min(max(ratio, 1 - config.ratio_clip_min), 1 + config.ratio_clip_max)
     loss = max(-advantage * ratio, -advantage * bounded)
     if config.ratio_clip_c is not None and advantage < 0:
@@ -97,6 +98,15 @@ def test_on_policy_the_gradient_is_that_of_reinforce():
     weights = weights_of(mask, True)
     config = LossConfig(reference_policy_kl_penalty=0.0)
     clipped_policy_loss(now, values[0], values[2], values[3], advantages, weights, config).loss.backward()
+    assert torch.allclose(now.grad, -advantages[:, None] * weights.double())
+
+
+def test_forced_on_policy_the_gradient_is_that_of_reinforce_wherever_it_was_sampled():
+    values, advantages, mask = batch(3)
+    now = values[0].clone().requires_grad_()
+    weights = weights_of(mask, True)
+    config = LossConfig(reference_policy_kl_penalty=0.0, force_on_policy_ratio=True)
+    clipped_policy_loss(now, *values[1:], advantages, weights, config).loss.backward()
     assert torch.allclose(now.grad, -advantages[:, None] * weights.double())
 
 
