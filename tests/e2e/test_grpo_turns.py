@@ -22,6 +22,7 @@ def conversations(folder, **changes):
         folder,
         data={
             "dataset_name": "arithmetic_turns",
+            "min_turns": 3,
             "num_turns": 3,
             "num_prefixes": 32,
             "size": 32,

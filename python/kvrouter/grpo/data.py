@@ -47,18 +47,21 @@ def load_dataset(config: DatasetConfig, where: str) -> list[Problem]:
         ("num_shots", 0),
         ("max_operand", 1),
         ("num_turns", 1),
+        ("min_turns", 1),
         ("num_shots_per_turn", 0),
         ("seed", 0),
     ):
         if getattr(config, key) < least:
             raise ValueError(f"{where}.{key} must be at least {least}, got {getattr(config, key)}")
+    if config.min_turns > config.num_turns:
+        raise ValueError(f"{where}.min_turns ({config.min_turns}) must not be above num_turns ({config.num_turns})")
     random = np.random.default_rng(config.seed)
     prefixes = [_solved(random, config.max_operand, config.num_shots) for _ in range(config.num_prefixes)]
-    turns = config.num_turns if config.dataset_name == "arithmetic_turns" else 1
+    in_turns = config.dataset_name == "arithmetic_turns"
     problems = []
     for index in range(config.size):
         questions, answers = [], []
-        for turn in range(turns):
+        for turn in range(int(random.integers(config.min_turns, config.num_turns + 1)) if in_turns else 1):
             shown = (
                 _solved(random, config.max_operand, config.num_shots_per_turn)
                 if turn

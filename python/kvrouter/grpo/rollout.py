@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,6 +25,9 @@ class Generation(Protocol):
 
     async def generate_batch(self, data: dict[str, Any], greedy: bool = False) -> Any:
         """See ``VllmGeneration.generate_batch``."""
+
+    def generate_async(self, data: dict[str, Any], greedy: bool = False) -> AsyncIterator[tuple[int, Any]]:
+        """See ``VllmGeneration.generate_async``."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,8 @@ async def roll_out(
 ) -> list[Episode]:
     """An episode of each problem; problems that stand here several times are sampled as often.
 
-    All turns of one number are generated in one batch, so that the router decides with all of them in view.
+    First turns are generated in one batch, so that the router decides with all of them in view; after that, episodes do
+    not wait for each other.
     seeds: of the episodes' random numbers, one each.  Raises ValueError for a prompt longer than
     ``limits.max_input_tokens``.
     """
@@ -102,26 +107,75 @@ async def roll_out(
         episode = Episode(problem.first_turns(limits.max_turns), [], [], [])
         episode.add(prompt)
         episodes.append(episode)
-    for turn in range(limits.max_turns):
-        active = [index for index, episode in enumerate(episodes) if not episode.over]
-        if not active:
-            break
-        ids, lengths = pad_rows([episodes[index].tokens for index in active], tokenizer.pad_id)
-        data: dict[str, Any] = {"input_ids": ids, "input_lengths": lengths}
-        if seeds is not None:
-            data["seeds"] = torch.tensor([(seeds[index] + turn * _SEED_STEP) % _SEED_LIMIT for index in active])
-        result = await generation.generate_batch(data, greedy)
-        for row, index in enumerate(active):
-            response = tokenizer.decode(_take(episodes[index], turn, result, row))
-            observation = _judge(episodes[index], turn, response, environment)
-            _go_on(episodes[index], observation, tokenizer, limits)
+    turns = _Turns(generation, environment, tokenizer, limits, greedy)
+    if limits.max_turns == 1:
+        result = await generation.generate_batch(turns.requests(episodes, seeds), greedy)
+        for row, episode in enumerate(episodes):
+            turns.finish(episode, result, row)
+        return episodes
+    under_way = []
+    try:
+        answers = generation.generate_async(turns.requests(episodes, seeds), greedy)
+        async for index, result in answers:
+            seed = None if seeds is None else seeds[index]
+            under_way.append(asyncio.ensure_future(turns.converse(episodes[index], result, seed)))
+        await asyncio.gather(*under_way)
+    finally:
+        for conversation in under_way:
+            conversation.cancel()
     return episodes
 
 
-def _take(episode: Episode, turn: int, result: Any, row: int) -> list[int]:
+@dataclass(frozen=True)
+class _Turns:
+    """Takes episodes from turn to turn."""
+
+    generation: Generation
+    environment: Environment
+    tokenizer: TextTokenizer
+    limits: Limits
+    greedy: bool
+
+    def requests(self, episodes: Sequence[Episode], seeds: Sequence[int] | None) -> dict[str, Any]:
+        """What is generated from: each episode's conversation so far."""
+        ids, lengths = pad_rows([episode.tokens for episode in episodes], self.tokenizer.pad_id)
+        data: dict[str, Any] = {"input_ids": ids, "input_lengths": lengths}
+        if seeds is not None:
+            turns = [len(episode.responses) for episode in episodes]
+            data["seeds"] = torch.tensor(
+                [(seed + turn * _SEED_STEP) % _SEED_LIMIT for seed, turn in zip(seeds, turns, strict=True)]
+            )
+        return data
+
+    async def converse(self, episode: Episode, result: Any, seed: int | None) -> None:
+        """The rest of an episode, from its first response on."""
+        self.finish(episode, result, 0)
+        while not episode.over:
+            seeds = None if seed is None else [seed]
+            self.finish(episode, await self.generation.generate_batch(self.requests([episode], seeds), self.greedy), 0)
+
+    def finish(self, episode: Episode, result: Any, row: int) -> None:
+        """Ends a turn: takes the response, has it judged, and appends what the environment says."""
+        turn = len(episode.responses)
+        response = self.tokenizer.decode(_take(episode, result, row))
+        feedback = self.environment.respond(episode.problem, turn, response)
+        episode.responses.append(response)
+        episode.rewards.append(feedback.reward)
+        episode.correct.append(feedback.correct)
+        episode.over = feedback.observation is None or turn + 1 == len(episode.problem.answers)
+        if feedback.observation is None or episode.over:
+            return
+        tokens = self.tokenizer.encode(feedback.observation)
+        if len(episode.tokens) + len(tokens) > self.limits.max_input_tokens:
+            episode.over = episode.truncated = True
+        else:
+            episode.add(tokens)
+
+
+def _take(episode: Episode, result: Any, row: int) -> list[int]:
     """Appends what was generated, and returns it."""
     start, end = len(episode.tokens), int(result["unpadded_sequence_lengths"][row])
-    if turn == 0:
+    if not episode.responses:
         episode.weight_version = int(result["weight_version"][row])
     episode.prompt_tokens += start
     episode.cached_tokens += int(result["num_cached_tokens"][row])
@@ -130,26 +184,6 @@ def _take(episode: Episode, turn: int, result: Any, row: int) -> list[int]:
     tokens: list[int] = result["output_ids"][row, start:end].tolist()
     episode.add(tokens, result["logprobs"][row, start:end].tolist())
     return tokens
-
-
-def _judge(episode: Episode, turn: int, response: str, environment: Environment) -> str | None:
-    feedback = environment.respond(episode.problem, turn, response)
-    episode.responses.append(response)
-    episode.rewards.append(feedback.reward)
-    episode.correct.append(feedback.correct)
-    return feedback.observation
-
-
-def _go_on(episode: Episode, observation: str | None, tokenizer: TextTokenizer, limits: Limits) -> None:
-    """Appends what the environment has said, if there is a next turn."""
-    episode.over = observation is None or len(episode.responses) == len(episode.problem.answers)
-    if observation is None or episode.over:
-        return
-    tokens = tokenizer.encode(observation)
-    if len(episode.tokens) + len(tokens) > limits.max_input_tokens:
-        episode.over = episode.truncated = True
-        return
-    episode.add(tokens)
 
 
 @dataclass

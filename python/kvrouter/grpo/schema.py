@@ -199,8 +199,8 @@ class DatasetConfig:
         see ``grpo.max_rollout_turns``) or ``jsonl``.
     size, num_prefixes, num_shots, max_operand, seed: of ``arithmetic``: problems, different few-shot prompts, solved
         examples in each, the largest number to add.
-    num_turns, num_shots_per_turn: of ``arithmetic_turns``: questions in a conversation, and the solved examples that
-        come with each after the first.
+    min_turns, num_turns, num_shots_per_turn: of ``arithmetic_turns``: fewest and most questions in a conversation, and
+        the solved examples that come with each after the first.
     data_path, input_key, output_key: of ``jsonl``: the file, and the names of prompt and answer in each object.
     """
 
@@ -209,6 +209,7 @@ class DatasetConfig:
     num_prefixes: int = 4
     num_shots: int = 32
     max_operand: int = 9
+    min_turns: int = 4
     num_turns: int = 4
     num_shots_per_turn: int = 24
     seed: int = 0

@@ -13,7 +13,7 @@ from kvrouter.grpo.schema import WarmupConfig
 from kvrouter.grpo.sequences import SequenceBatch, pad_rows
 from kvrouter.grpo.tokenizer import TextTokenizer
 
-CHECK_EVERY = 10
+CHECK_EVERY = 2
 
 
 def solved_batch(

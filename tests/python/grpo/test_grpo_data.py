@@ -82,7 +82,9 @@ def test_jsonl_that_does_not_fit(tmp_path, text, message):
 
 
 def test_conversations_of_sums():
-    config = DatasetConfig("arithmetic_turns", size=6, num_prefixes=2, num_shots=10, num_turns=3, num_shots_per_turn=4)
+    config = DatasetConfig(
+        "arithmetic_turns", size=6, num_prefixes=2, num_shots=10, min_turns=3, num_turns=3, num_shots_per_turn=4
+    )
     problems = load_dataset(config, "data.train")
     assert len({problem.prompt.rpartition("\n")[0] for problem in problems}) == 2
     for problem in problems:
