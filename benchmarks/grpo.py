@@ -138,7 +138,8 @@ def report(results: dict[str, Any]) -> str:
             "",
             f"With the router, generation takes {saved['median']:.0%} less time ({saved['min']:.0%} to "
             f"{saved['max']:.0%}). The slowest decision of a step (p99) took "
-            f"{max(one['router_us_p99'] for one in result['runs']['router']):.0f} µs, hashing the whole batch included.",
+            f"{max(one['router_us_p99'] for one in result['runs']['router']):.0f} µs, hashing the whole batch "
+            "included.",
             "",
             f"![{name}](grpo_{name}.png)",
         ]
