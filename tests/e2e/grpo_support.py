@@ -46,6 +46,19 @@ def sim_training(folder, *, steps=3, router=None, checkpoints=False, data=None, 
     )
 
 
+def on_vllm(config):
+    """The same on real engines."""
+    generation = config.policy.generation
+    generation.engine = "vllm"
+    generation.vllm_cfg = {
+        "precision": "float32",
+        "enforce_eager": True,
+        "env_vars": {"VLLM_CPU_KVCACHE_SPACE": "1"},
+    }
+    generation.vllm_kwargs = {"num_gpu_blocks_override": 128, "max_num_seqs": 16}
+    return config
+
+
 class EvenCharacters:
     """Rewards that a simulated engine's tokens do earn: the share of characters with an even code."""
 

@@ -14,7 +14,7 @@ from ray_support import router_cfg, wait_until
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'kvrouter[ray]'")
 
-from grpo_support import EvenCharacters, same_learning, same_weights, sampled, sim_training, train  # noqa: E402
+from grpo_support import EvenCharacters, on_vllm, same_learning, same_weights, sampled, sim_training, train  # noqa: E402
 
 from kvrouter.grpo import config_from, grpo_train, setup  # noqa: E402
 from kvrouter.grpo.data import problems_of_step  # noqa: E402
@@ -177,18 +177,8 @@ def test_a_prompt_too_long_is_refused_with_the_keys_to_set(tmp_path):
 
 @pytest.mark.vllm
 def test_real_engines_sample_from_the_weights_of_each_step(tmp_path):
-    config = asdict(sim_training(tmp_path))
-    del config["policy"]["generation"]["colocated"]
-    config["policy"]["generation"].update(
-        engine="vllm",
-        vllm_cfg={
-            "precision": "float32",
-            "enforce_eager": True,
-            "env_vars": {"VLLM_CPU_KVCACHE_SPACE": "1"},
-        },
-        vllm_kwargs={"num_gpu_blocks_override": 128, "max_num_seqs": 16},
-    )
-    with setup(config_from(config)) as training:
+    config = on_vllm(sim_training(tmp_path))
+    with setup(config) as training:
         training.environment = EvenCharacters()
         before = training.policy.weights()["model.embed_tokens.weight"].clone()
         rows = grpo_train(training)[1:]

@@ -11,7 +11,7 @@ from ray_support import cached_blocks, router_cfg, wait_until
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'kvrouter[ray]'")
 
-from grpo_support import EvenCharacters, same_learning, same_weights, sampled, sim_training, train  # noqa: E402
+from grpo_support import EvenCharacters, on_vllm, same_learning, same_weights, sampled, sim_training, train  # noqa: E402
 
 from kvrouter.grpo import async_grpo_train, setup  # noqa: E402
 from kvrouter.grpo.async_trainer import RolloutsAhead  # noqa: E402
@@ -123,3 +123,16 @@ def test_what_a_rollout_fails_with_ends_the_training(tmp_path):
         config.grpo.val_at_start = False
         async_grpo_train(training)
     assert training.generation.router is None
+
+
+@pytest.mark.vllm
+def test_real_engines_take_new_weights_with_samples_under_way(tmp_path):
+    config = on_vllm(async_training(tmp_path, steps=5, age=2, in_flight=True))
+    config.policy.generation.max_new_tokens = 48  # long enough to be under way when weights come
+    rows, _ = train(config)
+    trained = [row for row in rows if "reward_mean" in row]
+    assert [row["trajectory_age_max"] for row in trained] == [0, 1, 2, 2, 2]
+    assert all(row["grad_norm"] > 0 for row in trained)
+    # Of the first step's weights at first, of older ones than the policy's after that.
+    assert trained[0]["sampled_prob_error"] < 1e-5
+    assert trained[-1]["sampled_prob_error"] > 1e-5
