@@ -1,4 +1,5 @@
 # make demo    the benchmark on two real vLLM workers (ENGINE=sim: on simulated ones, in seconds)
+# make grpo    GRPO training on two real vLLM workers (GRPO=key=value ...: overrides of its config)
 # make test    C++ and Python tests, end to end on real vLLM workers (ENGINE=sim: without those)
 # make lint    formatting, style and types
 # make bench   the index, decoding and decisions measured beside their peers, into docs/performance (BENCH=--quick: a
@@ -8,6 +9,7 @@
 
 ENGINE ?= vllm
 BENCH ?=
+GRPO ?=
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,11 +25,14 @@ CXX_SOURCES := $(shell find include src sim cmake -type f) CMakeLists.txt pyproj
 CXX_FILES := $(shell find include src sim tests/cpp benchmarks -name '*.h' -o -name '*.cc')
 ENGINE_STAMP := $(if $(filter vllm,$(ENGINE)),$(STAMPS)/vllm,)
 
-.PHONY: all demo test test-cpp test-python sanitize bench lint format clean help
+.PHONY: all demo grpo test test-cpp test-python sanitize bench lint format clean help
 all: $(STAMPS)/package
 
 demo: $(STAMPS)/package $(ENGINE_STAMP)
 	$(BIN)/python examples/run_router_benchmark.py --engine $(ENGINE) --workload all --output out/demo
+
+grpo: $(STAMPS)/package $(STAMPS)/vllm
+	$(BIN)/python examples/run_grpo.py --config examples/configs/grpo_with_router_example.yaml $(GRPO)
 
 test: test-cpp test-python
 
