@@ -6,6 +6,7 @@
 #include <map>
 #include <numeric>
 #include <set>
+#include <thread>
 
 #include "kvrouter/router.h"
 
@@ -255,6 +256,36 @@ TEST(RouterAccount, FullCaches_AreTold) {
   EXPECT_EQ(decision.choice.overlap_blocks, 100u);
   const Decision other = router.explain(prompt(99), 6400);
   EXPECT_LT(other.scores[1 - decision.choice.worker], -1.9 * 6400 * 1e-4 * 0.5);
+}
+
+TEST(RouterAccount, ManyThreads) {
+  Router router = make_router(4, "adaptive");
+  const Prompts batch = grpo_batch(8, 4, 640);
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 3; ++t) {
+    threads.emplace_back([&, t] {
+      std::vector<Choice> choices(batch.requests.size());
+      for (int i = 0; i < 50; ++i) {
+        if (t == 0) {
+          router.choose_batch(batch.requests, choices);
+        } else {
+          for (std::size_t r = 0; r < choices.size(); ++r) {
+            choices[r] = router.choose(batch.requests[r].blocks, batch.requests[r].num_tokens);
+          }
+        }
+        router.loads().update(static_cast<WorkerId>(t), {0.1, i, i});
+        if (i % 10 == 0) router.reset();
+        for (const Choice& choice : choices) {
+          router.first_token(choice.ticket);
+          EXPECT_TRUE(router.complete(choice.ticket, {8, 0}));
+        }
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  const Decision decision = router.explain({}, 10);
+  EXPECT_EQ(router.status().decisions, 3 * 50 * batch.requests.size() + 1);
+  EXPECT_NE(decision.choice.ticket, 0u);
 }
 
 }  // namespace
