@@ -1,4 +1,4 @@
-#include "load/routed_prefixes.h"
+#include "router/routed_prefixes.h"
 
 #include <algorithm>
 #include <bit>

@@ -1,4 +1,4 @@
-#include "load/routed_prefixes.h"
+#include "router/routed_prefixes.h"
 
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
