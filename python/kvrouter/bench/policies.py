@@ -129,7 +129,7 @@ class _Run:
             async def send(index: int, worker: int, ticket: int, began: float) -> None:
                 body = {
                     "model": self._fleet.model, "prompt": load.tokens[index].tolist(),
-                    "max_tokens": load.max_tokens[index], "temperature": 1.0, "seed": index,
+                    "max_tokens": load.max_tokens[index], "temperature": 1.0,
                     "ignore_eos": True, "stream": True,
                 }  # fmt: skip
                 first = 0.0

@@ -230,6 +230,30 @@ def write_report(
     return page
 
 
+def _run_all(
+    jobs: list[tuple[str, Job]], rows: dict[str, list[dict[str, Any]]], partial: Path, resume: bool, processes: int
+) -> None:
+    """Runs the jobs and adds their figures to ``rows``; ``partial`` holds them meanwhile."""
+    done: set[tuple[Any, ...]] = set()
+    if resume and partial.exists():
+        for line in partial.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            kind = row.pop("kind")
+            rows.setdefault(kind, []).append(row)
+            done.add((kind, row["workload"], row["workers"], row["seed"], row["policy"]))
+    left = [(kind, job) for kind, job in jobs if (kind, *job[:4]) not in done]
+    began = time.monotonic()
+    with ProcessPoolExecutor(processes) as executor, partial.open("a" if resume else "w", encoding="utf-8") as log:
+        figures = executor.map(_run, (job for _, job in left))
+        for count, ((kind, _), row) in enumerate(zip(left, figures, strict=True), 1):
+            rows.setdefault(kind, []).append(row)
+            log.write(json.dumps({"kind": kind} | row) + "\n")
+            log.flush()
+            if count % 100 == 0:
+                print(f"{count} of {len(left)} runs, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    partial.unlink()
+
+
 def _read_others(figures: Path, policy: str) -> dict[str, list[dict[str, Any]]]:
     rows: dict[str, list[dict[str, Any]]] = {}
     for line in figures.read_text(encoding="utf-8").splitlines():
@@ -248,6 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--redo", metavar="POLICY", help="run this policy alone, the others' figures being there already"
     )
+    parser.add_argument("--resume", action="store_true", help="go on with a run that was interrupted")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(argv)
 
@@ -277,12 +302,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.redo:
         jobs = [(kind, job) for kind, job in jobs if job[3] == options.redo]
         rows = _read_others(figures, options.redo)
-    with ProcessPoolExecutor(options.processes) as executor:
-        for done, ((kind, _), row) in enumerate(zip(jobs, executor.map(_run, (j for _, j in jobs)), strict=True), 1):
-            rows.setdefault(kind, []).append(row)
-            if done % 100 == 0:
-                print(f"{done} of {len(jobs)} runs, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     options.output.mkdir(parents=True, exist_ok=True)
+    _run_all(jobs, rows, options.output / "policies.partial.jsonl", options.resume, options.processes)
     lines = [json.dumps({"kind": kind} | row) for kind, part in rows.items() for row in part]
     figures.write_text("\n".join(lines) + "\n", encoding="utf-8")
     page = write_report(

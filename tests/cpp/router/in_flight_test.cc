@@ -1,4 +1,4 @@
-#include "load/in_flight.h"
+#include "router/in_flight.h"
 
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
