@@ -135,7 +135,7 @@ def grpo_agent(num_workers: int, rng: np.random.Generator, scale: float) -> Requ
 
 def _open_loop(num_workers: int, scale: float) -> int:
     """Requests of an open-loop run: enough for a 99th percentile on a small fleet too."""
-    return max(1, round(max(60 * num_workers, 2000) * scale))
+    return max(1, round(max(60 * num_workers, 600) * scale))
 
 
 def _poisson(rng: np.random.Generator, rate: float, count: int) -> Any:
