@@ -4,12 +4,15 @@
 # make lint    formatting, style and types
 # make bench   the index, decoding and decisions measured beside their peers, into docs/performance (BENCH=--quick: a
 #              trial on small streams, into out/bench)
+# make policies  every policy in the fleet simulator, into docs/performance (POLICIES=--quick: small fleets, seconds,
+#              into out/policies)
 #
 # Each installs what it needs first: Python packages into .venv, system packages through apt (said beforehand).
 
 ENGINE ?= vllm
 BENCH ?=
 GRPO ?=
+POLICIES ?=
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,7 +28,7 @@ CXX_SOURCES := $(shell find include src sim cmake -type f) CMakeLists.txt pyproj
 CXX_FILES := $(shell find include src sim tests/cpp benchmarks -name '*.h' -o -name '*.cc')
 ENGINE_STAMP := $(if $(filter vllm,$(ENGINE)),$(STAMPS)/vllm,)
 
-.PHONY: all demo grpo test test-cpp test-python sanitize bench lint format clean help
+.PHONY: all demo grpo test test-cpp test-python sanitize bench lint format clean help policies
 all: $(STAMPS)/package
 
 demo: $(STAMPS)/package $(ENGINE_STAMP)
@@ -53,6 +56,9 @@ sanitize: $(STAMPS)/system-test
 
 bench: $(STAMPS)/package $(STAMPS)/bench
 	$(BIN)/python benchmarks/run.py $(BENCH)
+
+policies: $(STAMPS)/package $(STAMPS)/bench
+	$(BIN)/python -m kvrouter.simulate.regret $(POLICIES) $(if $(POLICIES),--output out/policies)
 
 lint: $(STAMPS)/package $(STAMPS)/test $(STAMPS)/lint
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)

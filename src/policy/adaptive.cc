@@ -1,6 +1,6 @@
-// The worker where the request costs least, in seconds of that worker's time:
+// The worker where the request costs least, in the time of that worker:
 //
-//   cost = seconds_per_token * (ahead + miss * (1 + E + 3 B + 0.03 n))
+//   cost = slowness * (ahead + miss * (1 + E + 3 B + 0.03 n))
 //   ahead = 1.5 * queued - 0.5 * B * own + output * (0.0004 * context + 0.5 * n)
 //
 // in tokens of prefill: `queued` still to be computed at the worker, of which `own` are of this request's own prompt,
@@ -8,7 +8,8 @@
 // with `context` tokens of prompts; `output` is what a request is expected to generate (hinted, or learnt), half of
 // which lies ahead of a request in flight.  E is 1 where the cache is full, so that what is computed anew pushes out
 // what will be missed, else 0.  B is 0 while some worker has nothing queued, and goes to 1 as the shortest queue grows:
-// then a prefill done twice delays everybody.
+// then a prefill done twice delays everybody.  `slowness` is a worker's learnt time a token of prefill, relative to the
+// mean of the fleet, and 1 while it is near that: what is learnt from a few prefills scatters by as much.
 //
 // A hot prefix moves to one more worker by itself, when waiting for its home costs more than a prefill elsewhere.
 // Where the numbers come from: docs/policies.md.
@@ -36,6 +37,9 @@ constexpr double kEviction = 1.0;
 constexpr double kInterference = 0.03;  // of the others' wait for a prefill, what cannot be hidden in their steps
 constexpr double kUnknownOutput = 300;  // tokens
 
+// Workers within this factor of the mean count as equally fast; from the second on, what was learnt counts in full.
+constexpr double kAlike = 1.4, kUnlike = 2;
+
 // The same of a batch, whose own work keeps the fleet busy.
 constexpr double kBatchBusy = 1;
 // So many samples of a prompt are kept together in a batch: more save little prefill, and samples of a prompt tend to
@@ -62,6 +66,30 @@ double work_ahead(const WorkerView& worker, double output) {
 // steps it stretches.
 double worker_factor(const WorkerView& worker) {
   return (worker.evicting ? kEviction : 0.0) + kInterference * static_cast<double>(worker.in_flight);
+}
+
+double mean_seconds_per_token(std::span<const WorkerView> workers) {
+  double sum = 0;
+  std::size_t count = 0;
+  for (const WorkerView& worker : workers) {
+    if (!worker.available) continue;
+    sum += worker.seconds_per_token;
+    ++count;
+  }
+  return sum / static_cast<double>(count);
+}
+
+// How slow a worker counts as, relative to the others.  `mean`: seconds a token over the fleet, > 0.
+double slowness(const WorkerView& worker, double mean) {
+  const bool slow = worker.seconds_per_token > mean;
+  const double factor = slow ? worker.seconds_per_token / mean : mean / worker.seconds_per_token;
+  double counted = factor;
+  if (factor < kAlike) {
+    counted = 1;
+  } else if (factor < kUnlike) {
+    counted = 1 + (factor - kAlike) / (kUnlike - kAlike) * (kUnlike - 1);
+  }
+  return slow ? counted : 1 / counted;
 }
 
 // From 0, some worker has nothing queued, to 1, all queues are long against the request.
@@ -102,6 +130,7 @@ struct BatchPlan {
   std::vector<double> ahead;  // at each worker, what this batch sends included
   std::vector<double> room;   // what each worker should have ahead in the end
   double mean_ahead = 0;      // the same of a worker of average speed
+  double mean_seconds = 0;    // a token of prefill
 
   void read(const Batch& batch);
   void find_groups();
@@ -148,18 +177,19 @@ void BatchPlan::find_groups() {
 
 void BatchPlan::share_out(std::span<const WorkerView> workers) {
   double work = 0, speed = 0, available = 0;
+  mean_seconds = mean_seconds_per_token(workers);
   for (const Group& group : groups) work += group.work;
   ahead.clear();
   for (const WorkerView& worker : workers) {
     ahead.push_back(work_ahead(worker, kUnknownOutput));
     if (!worker.available) continue;
     work += ahead.back();
-    speed += 1 / worker.seconds_per_token;
+    speed += 1 / slowness(worker, mean_seconds);
     ++available;
   }
   mean_ahead = work / available;
   room.clear();
-  for (const WorkerView& worker : workers) room.push_back(kFill * work / worker.seconds_per_token / speed);
+  for (const WorkerView& worker : workers) room.push_back(kFill * work / slowness(worker, mean_seconds) / speed);
 }
 
 class AdaptivePolicy final : public Policy {
@@ -170,11 +200,12 @@ class AdaptivePolicy final : public Policy {
                   std::span<double> scores) override {
     const double output = output_of(request);
     const double busy = busyness(request, workers);
+    const double mean = mean_seconds_per_token(workers);
     return choose_best(workers, random, scores, [&](const WorkerView& worker, WorkerId) {
       const double miss = miss_tokens(request, worker.expected_blocks);
       const double own = std::min(miss_tokens(request, worker.overlap_blocks) - miss, worker.prefill_tokens);
       const double ahead = work_ahead(worker, output) - kOwn * busy * own;
-      return -worker.seconds_per_token * (ahead + miss * (1 + worker_factor(worker) + kBusy * busy));
+      return -slowness(worker, mean) * (ahead + miss * (1 + worker_factor(worker) + kBusy * busy));
     });
   }
 
@@ -199,7 +230,7 @@ class AdaptivePolicy final : public Policy {
     const double busy = plan.mean_ahead / (plan.mean_ahead + static_cast<double>(request.num_tokens));
     const WorkerId worker = choose_best(workers, random, scores, [&](const WorkerView& row, WorkerId w) {
       const double miss = miss_tokens(request, row.expected_blocks);
-      return -row.seconds_per_token * (plan.ahead[w] + miss * (1 + worker_factor(row) + kBatchBusy * busy));
+      return -slowness(row, plan.mean_seconds) * (plan.ahead[w] + miss * (1 + worker_factor(row) + kBatchBusy * busy));
     });
     const double output = output_of(request);
     plan.ahead[worker] += miss_tokens(request, workers[worker].expected_blocks) +

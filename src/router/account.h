@@ -11,8 +11,8 @@
 #include "kvrouter/policy.h"
 #include "kvrouter/prefix_index.h"
 #include "kvrouter/worker_load.h"
-#include "load/in_flight.h"
-#include "load/routed_prefixes.h"
+#include "router/in_flight.h"
+#include "router/routed_prefixes.h"
 
 namespace kvrouter {
 

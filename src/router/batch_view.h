@@ -10,8 +10,8 @@
 #include "kvrouter/policy.h"
 #include "kvrouter/prefix_index.h"
 #include "kvrouter/router.h"
-#include "load/routed_prefixes.h"
 #include "router/account.h"
+#include "router/routed_prefixes.h"
 
 namespace kvrouter {
 

@@ -15,6 +15,7 @@ ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'kvro
 
 from kvrouter import compute_block_hashes  # noqa: E402
 from kvrouter.ray import BatchedDataDict, VllmGeneration  # noqa: E402
+from kvrouter.ray.engine.base import SampleRequest  # noqa: E402
 
 # --- one router for all ---
 
@@ -65,6 +66,32 @@ def test_others_ask_over_http(generation):
     request = urllib.request.Request(f"{generation.router.url}/find_best_worker", json.dumps(body).encode())
     with urllib.request.urlopen(request, timeout=30) as answer:
         assert json.loads(answer.read())["worker_id"] in (0, 1)
+
+
+def test_the_router_hears_what_became_of_its_requests():
+    generation = VllmGeneration(cluster(), sim_config(router_cfg=router_cfg(policy="adaptive")))
+    try:
+        group = generation.worker_group
+        router = group.router._api.router
+        data = prompts(6, seed=12)
+        requests = [SampleRequest(row[:260]) for row in data["input_ids"]]
+
+        async def decide_and_serve():
+            choices, fallback = await group.choose(requests)
+            assert not fallback
+            answers = [answer async for answer in group.generate_samples(requests, choices=choices)]
+            return choices, answers
+
+        choices, answers = asyncio.run(decide_and_serve())
+        assert len(answers) == 6
+        assert all(choice.ticket for choice in choices)
+        # Each is known to be done: its ticket is none any more.
+        assert [router.complete(choice.ticket) for choice in choices] == [False] * 6
+        # One that was decided and not sent still counts.
+        (left,), _ = asyncio.run(group.choose(requests[:1]))
+        assert router.complete(left.ticket)
+    finally:
+        generation.shutdown()
 
 
 # --- start, stop, failure ---

@@ -83,7 +83,7 @@ def make_load(name: str, num_workers: int, num_blocks: int, scale: float, seed: 
     return Load(name, [request.tokens for request in requests], lengths, 0 if name == "grpo_burst" else users)
 
 
-class _Run:
+class PolicyRun:
     """A router with a policy, and loads served under it."""
 
     def __init__(self, fleet: Any, policy: str, seed: int) -> None:
@@ -100,6 +100,7 @@ class _Run:
         )
 
     def __call__(self, load: Load) -> dict[str, float]:
+        """Serves the load with empty caches; returns its figures (the keys of a row of compare_policies())."""
         with self._router as router:
             _eventually(lambda: all(w["state"] == "up" for w in router.status()["workers"]), "the router's connections")
             _reset(self._fleet, router)
@@ -129,7 +130,7 @@ class _Run:
             async def send(index: int, worker: int, ticket: int, began: float) -> None:
                 body = {
                     "model": self._fleet.model, "prompt": load.tokens[index].tolist(),
-                    "max_tokens": load.max_tokens[index], "temperature": 1.0, "seed": index,
+                    "max_tokens": load.max_tokens[index], "temperature": 1.0,
                     "ignore_eos": True, "stream": True,
                 }  # fmt: skip
                 first = 0.0
@@ -214,9 +215,9 @@ def compare_policies(
         make_load(name, num_workers, num_blocks, scale, seed)  # what does not fit is said before workers start
     rows = []
     with launch_workers(num_workers, engine=engine, num_gpu_blocks=num_blocks, max_model_len=2048) as fleet:
-        _Run(fleet, "round_robin", seed)(make_load("group", num_workers, num_blocks, 0.1, seed + 1))  # warms up
+        PolicyRun(fleet, "round_robin", seed)(make_load("group", num_workers, num_blocks, 0.1, seed + 1))  # warms up
         # A router lives as long as the workers, as it does in training; each repeat has prompts of its own.
-        runs = {policy: _Run(fleet, policy, seed) for policy in policies}
+        runs = {policy: PolicyRun(fleet, policy, seed) for policy in policies}
         for name in workloads:
             for repeat in range(repeats):
                 load = make_load(name, num_workers, num_blocks, scale, seed + repeat)

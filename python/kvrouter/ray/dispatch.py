@@ -51,12 +51,20 @@ class Dispatcher:
 
     leaders: the actors, by worker.
     lost: called, from any loop, with a worker that failed.
+    done: called with each choice when its request has an answer, or (None) will get none.
     """
 
-    def __init__(self, leaders: Sequence[Any], health: FleetHealth, lost: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        leaders: Sequence[Any],
+        health: FleetHealth,
+        lost: Callable[[int], None],
+        done: Callable[[Choice, Answer | None], None],
+    ) -> None:
         self._leaders = list(leaders)
         self._health = health
         self._lost = lost
+        self._done = done
 
     async def run(
         self,
@@ -90,6 +98,14 @@ class Dispatcher:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _serve(self, index: int, request: SampleRequest, choice: Choice, note: RoutingNote) -> Answer:
+        answer = None
+        try:
+            answer = await self._find_answer(index, request, choice, note)
+        finally:
+            self._done(choice, answer)
+        return answer
+
+    async def _find_answer(self, index: int, request: SampleRequest, choice: Choice, note: RoutingNote) -> Answer:
         began = time.perf_counter()
         timeout_s = _timeout_s()
         failed: list[int] = []

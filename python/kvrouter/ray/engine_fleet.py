@@ -12,11 +12,11 @@ from kvrouter.config import RouterConfig, WorkerAddress
 from kvrouter.ray import background
 from kvrouter.ray.batched_data_dict import is_tensor
 from kvrouter.ray.config import check_generation_config, router_block_size
-from kvrouter.ray.dispatch import WORKER_ERRORS, Dispatcher
+from kvrouter.ray.dispatch import WORKER_ERRORS, Answer, Dispatcher
 from kvrouter.ray.engine.base import WeightSource
 from kvrouter.ray.health import FleetHealth
 from kvrouter.ray.recovery import Recovery, address_of
-from kvrouter.ray.router_handle import RouterHandle
+from kvrouter.ray.router_handle import Choice, RouterHandle
 from kvrouter.ray.router_metrics import Ledger, summed_up
 from kvrouter.ray.virtual_cluster import RayVirtualCluster
 from kvrouter.ray.worker import WorkerReport
@@ -67,7 +67,18 @@ class EngineFleet(RayWorkerGroup):
         self._health = FleetHealth(self.dp_size)
         self._recovery = Recovery(self.leaders(), self.devices, self._health, owner)
         self._recovery.router = self._router
-        self._dispatcher = Dispatcher(self.leaders(), self._health, self._recovery.lost)
+        self._dispatcher = Dispatcher(self.leaders(), self._health, self._recovery.lost, self._done)
+
+    def _done(self, choice: Choice, answer: Answer | None) -> None:
+        """Tells the router what became of a request that it decided on: its policy may learn from that."""
+        router = self._router
+        if router is None:
+            return
+        if answer is None or answer.worker != choice.worker:  # lost, given up, or served by another worker
+            router.complete(choice)
+            return
+        result = answer.result
+        router.complete(choice, len(result.tokens), result.transit_s + result.ttft_s)
 
     def __getstate__(self) -> dict[str, Any]:
         left_out = ("_health", "_recovery", "_dispatcher", "_owner", "_closed")

@@ -29,10 +29,15 @@ COOL_DOWN_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The worker of one request, and the leading blocks of it that the worker is believed to hold (None: unknown)."""
+    """The worker of one request.
+
+    overlap_blocks: leading blocks of it that the worker is believed to hold; None: unknown.
+    ticket: for ``RouterHandle.complete``; 0: the router keeps no account of it, or not for this process.
+    """
 
     worker: int
     overlap_blocks: int | None
+    ticket: int = 0
 
 
 class RouterHandle:
@@ -106,7 +111,7 @@ class RouterHandle:
         if not prompts:
             return []
         if self._api is not None:
-            return self._decided(lambda api: api.router.route_batch(list(prompts)))
+            return self._decided(lambda api: api.router.dispatch_batch(list(prompts)))
         hashes = [compute_block_hashes(tokens, self.block_size) for tokens in prompts]
         return await self.choose_hashed(hashes, [len(tokens) for tokens in prompts])
 
@@ -115,7 +120,7 @@ class RouterHandle:
     ) -> list[Choice] | None:
         """The same for prompts given by their block hashes and lengths."""
         if self._api is not None:
-            return self._decided(lambda api: api.router.route_batch(hashes=hashes, num_tokens=list(num_tokens)))
+            return self._decided(lambda api: api.router.dispatch_batch(hashes=hashes, num_tokens=list(num_tokens)))
         requests = [
             {"local_hashes": of_request.tolist(), "num_tokens": length}
             for of_request, length in zip(hashes, num_tokens, strict=True)
@@ -123,23 +128,24 @@ class RouterHandle:
         answer = await self._ask("/find_best_workers", {"requests": requests})
         if answer is None:
             return None
-        return _choices(answer["worker_ids"], answer["overlap_blocks"])
+        return _choices(answer["worker_ids"], answer["overlap_blocks"], [0] * len(requests))
 
     async def round_robin(self) -> Choice | None:
         """The next worker in turn."""
         if self._api is not None:
-            decided = self._decided(lambda api: (np.asarray([api.router.worker_round_robin()]), np.zeros(1, int)))
+            nothing = np.zeros(1, int)
+            decided = self._decided(lambda api: (np.asarray([api.router.worker_round_robin()]), nothing, nothing))
             return None if decided is None else decided[0]
         answer = await self._ask("/find_worker_round_robin", {"local_hashes": [], "num_tokens": 1})
         return None if answer is None else Choice(answer["worker_id"], 0)
 
     def _decided(self, decide: Any) -> list[Choice] | None:
         try:
-            workers, overlaps = decide(self._api)
+            workers, overlaps, tickets = decide(self._api)
         except Exception as error:  # whatever fails in a decision, the requests still get a worker
             self._say_failed(error)
             return None
-        return _choices(workers.tolist(), overlaps.tolist())
+        return _choices(workers.tolist(), overlaps.tolist(), tickets.tolist())
 
     async def _ask(self, path: str, body: Any) -> Any:
         if time.monotonic() < self._silent_until:
@@ -164,6 +170,15 @@ class RouterHandle:
             logger.warning("the router does not answer (%s): requests go round robin until it does", error)
 
     # --- what it is told ---
+
+    def complete(self, choice: Choice, output_tokens: int | None = None, first_token_s: float | None = None) -> None:
+        """A request is finished, or given up; see ``KvRouter.complete``.
+
+        Does nothing for choices without a ticket, and in processes other than the router's: what those send is
+        corrected by the workers' load messages.
+        """
+        if self._api is not None and choice.ticket:
+            self._api.router.complete(choice.ticket, output_tokens, first_token_s)
 
     async def reset(self, worker: int | None = None, until_cleared: bool = False) -> None:
         """A worker, or all, have emptied their caches, or are about to: see ``KvRouter.reset``."""
@@ -215,8 +230,8 @@ class RouterHandle:
             api.close()
 
 
-def _choices(workers: Sequence[int], overlaps: Sequence[int]) -> list[Choice]:
-    return [Choice(int(worker), int(overlap)) for worker, overlap in zip(workers, overlaps, strict=True)]
+def _choices(workers: Sequence[int], overlaps: Sequence[int], tickets: Sequence[int]) -> list[Choice]:
+    return [Choice(int(w), int(overlap), int(t)) for w, overlap, t in zip(workers, overlaps, tickets, strict=True)]
 
 
 def _host_to_serve_on() -> str:

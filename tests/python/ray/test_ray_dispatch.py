@@ -52,11 +52,17 @@ class Fleet:
             self.lost.append(worker)
             self.health.mark_down(worker)
 
-        self.dispatcher = Dispatcher(self.actors, self.health, lost)
+        self.done = []
+        self.dispatcher = Dispatcher(self.actors, self.health, lost, self.note_done)
+
+    def note_done(self, choice, answer):
+        self.done.append((choice.ticket, None if answer is None else answer.worker))
 
     async def run(self, workers, **options):
         requests = [SampleRequest(np.asarray([number])) for number in range(len(workers))]
-        answers = self.dispatcher.run(requests, [Choice(worker, 3) for worker in workers], **options)
+        answers = self.dispatcher.run(
+            requests, [Choice(worker, 3, 10 + number) for number, worker in enumerate(workers)], **options
+        )
         return {answer.index: answer async for answer in answers}
 
 
@@ -71,6 +77,7 @@ async def test_each_sample_goes_to_its_worker():
     assert answers[0].note.overlap_blocks == 3
     assert answers[0].note.wait_s == 0.25
     assert [number for number, _ in fleet.actors[2].seen] == [0, 2]
+    assert sorted(fleet.done) == [(10, 2), (11, 0), (12, 2), (13, 1)]
 
 
 async def test_samples_of_a_lost_worker_go_to_the_others():
@@ -81,6 +88,8 @@ async def test_samples_of_a_lost_worker_go_to_the_others():
     workers = [answer.worker for answer in answers.values()]
     assert sorted(workers) == [0, 0, 0, 2, 2, 2]  # shared among them
     assert set(fleet.lost) == {1}
+    assert sorted(ticket for ticket, _ in fleet.done) == list(range(10, 16))
+    assert {worker for _, worker in fleet.done} == {0, 2}
     notes = [answer.note for answer in answers.values()]
     assert {(note.retries, note.overlap_blocks) for note in notes} == {(1, None)}
 
@@ -102,10 +111,11 @@ async def test_a_sample_that_ends_every_worker_is_given_up():
     def back_at_once(worker):
         fleet.lost.append(worker)
 
-    fleet.dispatcher = Dispatcher(fleet.actors, fleet.health, back_at_once)
+    fleet.dispatcher = Dispatcher(fleet.actors, fleet.health, back_at_once, fleet.note_done)
     with pytest.raises(GenerationError, match=f"sample 0 was lost with {MAX_RETRIES + 1} workers"):
         await fleet.run([0])
     assert len(fleet.lost) == MAX_RETRIES + 1
+    assert fleet.done == [(10, None)]
 
 
 async def test_no_worker_within_the_timeout(monkeypatch):

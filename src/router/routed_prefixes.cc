@@ -1,4 +1,4 @@
-#include "load/routed_prefixes.h"
+#include "router/routed_prefixes.h"
 
 #include <algorithm>
 #include <bit>
@@ -63,12 +63,14 @@ bool RoutedPrefixes::contains(const Generation& generation, PrefixHash key, Work
 
 void RoutedPrefixes::add(std::span<const PrefixHash> prefixes, WorkerId worker) {
   // From the longest: where a prefix is known, the shorter ones are.  A sibling costs one probe.
-  for (std::size_t i = prefixes.size(); i-- > 0 && !contains(current_, prefixes[i], worker);) {
+  for (std::size_t i = num_kept(prefixes.size()); i-- > 0;) {
+    const PrefixHash prefix = prefixes[kept_depth(i) - 1];
+    if (contains(current_, prefix, worker)) return;
     if (2 * (current_.size + 1) > current_.slots.size()) grow(current_);
-    const std::size_t slot = slot_of(current_, prefixes[i]);
+    const std::size_t slot = slot_of(current_, prefix);
     std::uint64_t* set = &current_.sets[slot * words_];
     if (current_.slots[slot].epoch != current_.epoch) {
-      current_.slots[slot] = {prefixes[i], current_.epoch};
+      current_.slots[slot] = {prefix, current_.epoch};
       std::fill_n(set, words_, 0);
       ++current_.size;
     }
@@ -91,14 +93,15 @@ void RoutedPrefixes::raise(std::span<const PrefixHash> prefixes, std::span<std::
   if (prefixes.empty() || current_.size + previous_.size == 0) return;
   read(prefixes.front(), 0);
   if (std::all_of(row(0), row(0) + words_, [](std::uint64_t word) { return word == 0; })) return;
-  read(prefixes.back(), 1);
+  const std::size_t last = num_kept(prefixes.size()) - 1;
+  read(prefixes[kept_depth(last) - 1], 1);
   for (std::size_t i = 0; i < words_; ++i) {
     for (std::uint64_t rest = row(1)[i]; rest != 0; rest &= rest - 1) {
       const std::size_t worker = 64 * i + static_cast<std::size_t>(std::countr_zero(rest));
-      depth[worker] = std::max(depth[worker], static_cast<std::uint32_t>(prefixes.size()));
+      depth[worker] = std::max(depth[worker], static_cast<std::uint32_t>(kept_depth(last)));
     }
   }
-  bisect(prefixes, 0, 0, prefixes.size() - 1, 1, depth);
+  bisect(prefixes, 0, 0, last, 1, depth);
 }
 
 void RoutedPrefixes::bisect(std::span<const PrefixHash> prefixes, std::size_t low, std::size_t low_row,
@@ -108,14 +111,14 @@ void RoutedPrefixes::bisect(std::span<const PrefixHash> prefixes, std::size_t lo
     for (std::size_t i = 0; i < words_; ++i) {
       for (std::uint64_t gone = row(low_row)[i] & ~row(high_row)[i]; gone != 0; gone &= gone - 1) {
         const std::size_t worker = 64 * i + static_cast<std::size_t>(std::countr_zero(gone));
-        depth[worker] = std::max(depth[worker], static_cast<std::uint32_t>(low + 1));
+        depth[worker] = std::max(depth[worker], static_cast<std::uint32_t>(kept_depth(low)));
       }
     }
     return;
   }
   const std::size_t middle = low + (high - low) / 2;
   const std::size_t middle_row = std::max(low_row, high_row) + 1;
-  read(prefixes[middle], middle_row);
+  read(prefixes[kept_depth(middle) - 1], middle_row);
   bisect(prefixes, low, low_row, middle, middle_row, depth);
   bisect(prefixes, middle, middle_row, high, high_row, depth);
 }

@@ -1,4 +1,4 @@
-#include "load/in_flight.h"
+#include "router/in_flight.h"
 
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
@@ -83,9 +83,9 @@ TEST(InFlight, FirstTokenTimeWithTheCompletionIsAsGood) {
 TEST(InFlight, LoadMessagesCorrectTheAccount_ButNotOfWhatTheyCannotKnow) {
   InFlight in_flight(1);
   for (int i = 0; i < 4; ++i) in_flight.add(i, sent(0, 100, 100));
-  // The worker knows of one: three of the four are done, and the last may be on its way still.
+  // The worker counts one of the three that it must know of.  The fourth may be on its way still.
   in_flight.on_load(3.2, 0, {0.1, 0, 1}, 1);
-  EXPECT_EQ(row(in_flight, 3.2, 0, 1).in_flight, 1);
+  EXPECT_EQ(row(in_flight, 3.2, 0, 1).in_flight, 2);
   in_flight.add(3.3, sent(0, 100, 100));
   in_flight.on_load(3.4, 0, {0, 0, 0}, 2);
   EXPECT_EQ(row(in_flight, 3.4, 0, 1).in_flight, 2);  // both younger than a message may be old
@@ -101,6 +101,17 @@ TEST(InFlight, WithFeedbackLoadMessagesChangeNothing) {
   in_flight.complete(0.5, in_flight.add(0, sent(0, 100, 100)), {});
   in_flight.on_load(5, 0, {0, 0, 0}, 1);
   EXPECT_EQ(row(in_flight, 5, 0, 1).in_flight, 1);
+}
+
+TEST(InFlight, WithFeedbackLoadMessagesEndWhatOthersSentLongAgo) {
+  InFlight in_flight(1);
+  in_flight.add(0, sent(0, 100, 100));  // by somebody who reports nothing
+  for (int i = 0; i < 3; ++i) in_flight.add(50, sent(0, 100, 100));
+  in_flight.complete(70, in_flight.add(60, sent(0, 100, 100)), {});
+  in_flight.on_load(70, 0, {0.1, 0, 4}, 1);  // the worker counts them all
+  EXPECT_EQ(row(in_flight, 70, 0, 1).in_flight, 4);
+  in_flight.on_load(70, 0, {0, 0, 0}, 2);
+  EXPECT_EQ(row(in_flight, 70, 0, 1).in_flight, 3);  // the others are too young to be missed
 }
 
 TEST(InFlight, WhatNobodyFinishesExpires) {

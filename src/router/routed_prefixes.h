@@ -7,6 +7,9 @@
 // Within a generation the set is closed: a worker that was sent a prefix was sent all shorter ones.  So the workers at
 // depth k are a superset of those at depth k + 1, and a look-up halves intervals instead of probing every depth.
 //
+// Of long prompts only some depths are kept (every block up to kEveryBlock, then every kStride-th), so that the cost of
+// a long prompt stays small; a depth is reported rounded down to one of these.
+//
 // Not safe for threads.  Allocates only to grow.
 #pragma once
 
@@ -21,6 +24,9 @@ namespace kvrouter {
 
 class RoutedPrefixes {
  public:
+  static constexpr std::size_t kEveryBlock = 32;
+  static constexpr std::size_t kStride = 8;
+
   explicit RoutedPrefixes(std::size_t num_workers = 1) { reset(num_workers); }
 
   // Forgets everything; workers are numbered 0 to num_workers - 1 from now on.
@@ -46,12 +52,20 @@ class RoutedPrefixes {
     std::uint64_t epoch = 1;
   };
 
+  // Depths that are kept: the number of those up to `depth`, and the one with this index (from 0).
+  static std::size_t num_kept(std::size_t depth) {
+    return depth <= kEveryBlock ? depth : kEveryBlock + (depth - kEveryBlock) / kStride;
+  }
+  static std::size_t kept_depth(std::size_t index) {
+    return index < kEveryBlock ? index + 1 : kEveryBlock + (index + 1 - kEveryBlock) * kStride;
+  }
+
   std::size_t slot_of(const Generation& generation, PrefixHash key) const;  // its slot, or the empty one for it
   void grow(Generation& generation);
   bool contains(const Generation& generation, PrefixHash key, WorkerId worker) const;
   // The workers that were sent `key`, in either generation, into row `row` of the scratch.
   void read(PrefixHash key, std::size_t row);
-  // The workers of row `low` that are missing from row `high` drop out between these depths.
+  // The workers of row `low_row` that are missing from row `high_row` drop out between these kept depths.
   void bisect(std::span<const PrefixHash> prefixes, std::size_t low, std::size_t low_row, std::size_t high,
               std::size_t high_row, std::span<std::uint32_t> depth);
   std::uint64_t* row(std::size_t index) { return scratch_.data() + index * words_; }
