@@ -1,4 +1,4 @@
-"""The ``kvrouter`` command line: ``bench``, ``bench-policies``, ``simulate``, ``workers``, ``version``.
+"""The ``kvrouter`` command line: ``serve``, ``doctor``, ``top``, ``bench``, ``bench-policies``, ``simulate``, ``version``.
 
 Only typer, rich and the benchmark's options are imported at start, so that ``--help`` is quick.
 """
@@ -13,6 +13,7 @@ from rich.console import Console
 
 from kvrouter.bench.command import EXIT_FAILED, EXIT_INTERRUPTED, bench
 from kvrouter.bench.policies import bench_policies
+from kvrouter.serve import serve
 from kvrouter.simulate.command import simulate
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
+app.command("serve")(serve)
 app.command("bench")(bench)
 app.command("bench-policies")(bench_policies)
 app.command("simulate")(simulate)

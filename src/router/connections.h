@@ -8,6 +8,7 @@
 #include <atomic>
 #include <memory>
 #include <mutex>
+#include <shared_mutex>
 #include <vector>
 
 #include "kvrouter/prefix_index.h"
@@ -24,6 +25,7 @@ class Connections {
     LoadTable& loads;
     Notices& notices;
     const std::atomic<std::uint64_t>* decisions;  // one a worker
+    std::shared_mutex& links_mutex;               // held by readers of state() and describe()
   };
 
   // Connects and starts the thread.  Throws std::runtime_error.
@@ -32,6 +34,12 @@ class Connections {
   Connections(const Connections&) = delete;
   Connections& operator=(const Connections&) = delete;
 
+  // Closes what it has of the worker and connects to the new endpoints.  Returns when that is done.  Throws
+  // std::invalid_argument for an endpoint that is none; the worker then stays as it was.
+  // REQUIRES: links_mutex is not held by the caller.
+  void replace(WorkerId worker, const WorkerEndpoints& endpoints);
+
+  // REQUIRES (both): links_mutex is held, shared.
   WorkerState state(WorkerId worker) const;
   // Fills in what the connections know: state, load source and counts.
   void describe(WorkerId worker, WorkerStatus& status) const;
