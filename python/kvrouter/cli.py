@@ -1,4 +1,4 @@
-"""The ``kvrouter`` command line: ``serve``, ``doctor``, ``top``, ``bench``, ``bench-policies``, ``simulate``, ``version``.
+"""The ``kvrouter`` command line: ``serve``, ``top``, ``doctor``, ``bench``, ...
 
 Only typer, rich and the benchmark's options are imported at start, so that ``--help`` is quick.
 """
@@ -34,8 +34,8 @@ _STATE_STYLES = {"up": "green", "connecting": "yellow", "down": "bold red"}
 
 
 @app.command()
-def workers(
-    router_url: Annotated[str, typer.Option(help="Where the router's HTTP server listens.")] = "http://127.0.0.1:7000",
+def top(
+    router_url: Annotated[str, typer.Option(help="Where the router's HTTP server listens.")] = "http://127.0.0.1:9000",
     interval: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.05)] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Look once and leave.")] = False,
 ) -> None:

@@ -374,6 +374,7 @@ class Listening:
             return True
 
     def stop(self) -> None:
+        """Stops them.  A second call does nothing."""
         with self._lock:
             self._core.stop()
             if self._log_thread is not None:
