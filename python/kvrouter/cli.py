@@ -13,6 +13,7 @@ from rich.console import Console
 
 from kvrouter.bench.command import EXIT_FAILED, EXIT_INTERRUPTED, bench
 from kvrouter.bench.policies import bench_policies
+from kvrouter.doctor import doctor
 from kvrouter.serve import serve
 from kvrouter.simulate.command import simulate
 
@@ -26,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.command("serve")(serve)
+app.command("doctor")(doctor)
 app.command("bench")(bench)
 app.command("bench-policies")(bench_policies)
 app.command("simulate")(simulate)
