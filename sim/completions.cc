@@ -174,6 +174,16 @@ ApiError parse_completion(std::string_view body, const std::string& model, Token
   return read_prompt(json, vocab_size, out.prompt);
 }
 
+TokenizeAnswer answer_tokenize(std::string_view body, Token vocab_size) {
+  const Json request = Json::parse(body, nullptr, /*allow_exceptions=*/false);
+  const Json* prompt = request.is_object() ? field(request, "prompt") : nullptr;
+  if (!prompt || !prompt->is_string()) return {400, error_json(bad("prompt must be a text"))};
+  const std::vector<Token> tokens = tokenize(prompt->get_ref<const std::string&>(), vocab_size);
+  std::string answer = "{\"count\":" + std::to_string(tokens.size()) + ",\"tokens\":";
+  append_ids(answer, tokens);
+  return {200, answer + "}"};
+}
+
 std::string json_escaped(std::string_view text) {
   std::string quoted = Json(text).dump(-1, ' ', false, Json::error_handler_t::replace);
   return quoted.substr(1, quoted.size() - 2);

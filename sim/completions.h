@@ -32,6 +32,13 @@ ApiError parse_completion(std::string_view body, const std::string& model, Token
 // The words of the text as token ids: "w123" is 123 where the vocabulary has it, any other word a hash of itself.
 std::vector<Token> tokenize(std::string_view text, Token vocab_size);
 
+// The answer to POST /tokenize with {"prompt": text}: {"count", "tokens"}.
+struct TokenizeAnswer {
+  unsigned status = 200;
+  std::string body;
+};
+TokenizeAnswer answer_tokenize(std::string_view body, Token vocab_size);
+
 // What an answer says of its request.
 struct CompletionInfo {
   std::string id;     // "cmpl-..."

@@ -148,6 +148,10 @@ class Worker::Impl {
     };
     if (request.path == "/v1/completions") {
       if (only("POST")) complete(request.body, std::move(reply));
+    } else if (request.path == "/tokenize") {
+      if (!only("POST")) return;
+      const TokenizeAnswer answer = answer_tokenize(request.body, options_.scheduler.vocab_size);
+      reply->send(answer.status, kJson, answer.body);
     } else if (request.path == "/health") {
       if (only("GET")) reply->send(200, kJson, "");
     } else if (request.path == "/metrics") {

@@ -1,6 +1,6 @@
 // A process's worth of simulated vLLM worker: the engine in real time behind an HTTP server and ZMQ sockets.
 //
-//   POST /v1/completions, GET /v1/models, GET /health, GET /metrics, POST /reset_prefix_cache
+//   POST /v1/completions, POST /tokenize, GET /v1/models, GET /health, GET /metrics, POST /reset_prefix_cache
 //   KV events (PUB) and their replay (ROUTER), load messages (PUB)
 //
 // One thread runs the engine and the ZMQ sockets, one the HTTP server.  Requests wait in the engine thread's inbox

@@ -7,6 +7,7 @@
 // before, while and after the router runs.  start() and stop() are idempotent and may be called from any thread.
 #pragma once
 
+#include <array>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -41,6 +42,14 @@ struct RouterOptions {
   // Seconds of a clock that never goes back, for the router's account of what is in flight.  Default: the system's
   // steady clock; simulations set their own.
   std::function<double()> clock;
+};
+
+// A request, and who may serve it.
+struct RouteQuery {
+  std::span<const LocalHash> blocks;  // hashes of its full blocks
+  std::size_t num_tokens = 0;         // > 0
+  // One entry a worker, 0: never to be chosen, however loaded the others are.  Empty: all may be.
+  std::span<const std::uint8_t> eligible{};
 };
 
 // One request of a batch that is decided together.
@@ -86,12 +95,18 @@ struct WorkerStatus {
   std::uint64_t malformed_load_messages = 0;
 };
 
+inline constexpr std::array<double, 12> kDecisionBounds = {1e-6, 2e-6, 5e-6, 1e-5, 2e-5, 5e-5,
+                                                           1e-4, 2e-4, 5e-4, 1e-3, 1e-2, 1e-1};
+
 struct RouterStatus {
   bool running = false;
   std::uint64_t decisions = 0;
   std::uint64_t fallbacks = 0;  // decisions that failed and went round robin
   double decision_p50_us = 0;
   double decision_p99_us = 0;
+  double decision_seconds = 0;  // all decisions together, to a bucket's width
+  // How many took at most kDecisionBounds[i] seconds.
+  std::array<std::uint64_t, kDecisionBounds.size()> decision_counts{};
   PrefixIndexStats index;
   std::vector<WorkerStatus> workers;
 };
@@ -126,6 +141,8 @@ class Router {
   Choice choose_for_tokens(std::span<const TokenId> tokens, NamespaceHash ns = 0);
   Decision explain(std::span<const LocalHash> blocks, std::size_t num_tokens);
   Decision explain_for_tokens(std::span<const TokenId> tokens, NamespaceHash ns = 0);
+  // REQUIRES: if `eligible` is given, it has num_workers() entries, one of which is not 0.
+  Decision explain(const RouteQuery& query);
   // A worker for each of the requests, in their order.  The decisions know of each other: a prefix that one of them
   // sends to a worker counts as held there for the rest, so that the samples of a prompt which nobody has cached yet
   // stay together; and a group is split before a worker has much more than its share of tokens.
@@ -140,6 +157,15 @@ class Router {
   // a ticket that is not known (any more).
   bool first_token(Ticket ticket);
   bool complete(Ticket ticket, const Completion& completion = {});
+
+  // Listens to another address for `worker` from now on (empty endpoints: to none), and forgets what was known of it.
+  // A fleet that grows is built with as many workers as it may have, those without an address to come later.
+  // Throws std::invalid_argument for a malformed endpoint.
+  // REQUIRES: worker < num_workers().
+  void set_worker(WorkerId worker, WorkerEndpoints endpoints);
+
+  // Whether requests may go to `worker` (at first they may).  Where no worker is enabled, all are.
+  void enable(WorkerId worker, bool enabled);
 
   // Forgets what `worker` (or every worker) caches: for use around a weight update, which empties caches at once and is
   // told by events only later.

@@ -205,6 +205,16 @@ class RouterApiServer:
 
     def stop(self) -> None: ...
 
+class Service:
+    """The service: see src/server/service.h.  Times in seconds."""
+
+    def __init__(self, router: Router, *, host: str, port: int, workers: Sequence[tuple[str, str, str, str]], api_token: str = '', admin_token: str = '', loopback: bool = True, access_log: str = '', max_concurrency: int = 256, max_queue: int = 1024, queue_timeout_s: float = 30.0, health_interval_s: float = 1.0, first_byte_timeout_s: float = 600.0, stream_timeout_s: float = 300.0, max_body_bytes: int = 16777216, max_header_bytes: int = 16384, max_connections: int = 4096, breaker_failures: int = 3, breaker_open_s: float = 5.0) -> None: ...
+
+    @property
+    def port(self) -> int: ...
+
+    def stop(self) -> None: ...
+
 class SimEngine:
     """
     The simulated worker's engine alone, in virtual time: nothing sleeps, each step() is one step.

@@ -1,4 +1,4 @@
-"""The ``kvrouter`` command line: ``bench``, ``bench-policies``, ``simulate``, ``workers``, ``version``.
+"""The ``kvrouter`` command line: ``serve``, ``top``, ``doctor``, ``bench``, ...
 
 Only typer, rich and the benchmark's options are imported at start, so that ``--help`` is quick.
 """
@@ -13,6 +13,8 @@ from rich.console import Console
 
 from kvrouter.bench.command import EXIT_FAILED, EXIT_INTERRUPTED, bench
 from kvrouter.bench.policies import bench_policies
+from kvrouter.doctor import doctor
+from kvrouter.serve import serve
 from kvrouter.simulate.command import simulate
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
+app.command("serve")(serve)
+app.command("doctor")(doctor)
 app.command("bench")(bench)
 app.command("bench-policies")(bench_policies)
 app.command("simulate")(simulate)
@@ -32,8 +36,8 @@ _STATE_STYLES = {"up": "green", "connecting": "yellow", "down": "bold red"}
 
 
 @app.command()
-def workers(
-    router_url: Annotated[str, typer.Option(help="Where the router's HTTP server listens.")] = "http://127.0.0.1:7000",
+def top(
+    router_url: Annotated[str, typer.Option(help="Where the router's HTTP server listens.")] = "http://127.0.0.1:9000",
     interval: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.05)] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Look once and leave.")] = False,
 ) -> None:

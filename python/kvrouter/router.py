@@ -88,7 +88,7 @@ class KvRouter:
             seed=_random_seed() if seed is None else seed,
             startup_grace_s=startup_grace_s,
         )
-        self._listening = _Listening(self._core)
+        self._listening = Listening(self._core)
         # Also at interpreter exit: no thread of the router outlives the interpreter.
         weakref.finalize(self, self._listening.stop)
 
@@ -358,7 +358,7 @@ def _random_seed() -> int:
     return secrets.randbits(64)
 
 
-class _Listening:
+class Listening:
     """The threads between start() and close(): the core's, and the one that logs what the core has to tell."""
 
     def __init__(self, core: _core.Router) -> None:
@@ -379,6 +379,7 @@ class _Listening:
             return True
 
     def stop(self) -> None:
+        """Stops them.  A second call does nothing."""
         with self._lock:
             self._core.stop()
             if self._log_thread is not None:

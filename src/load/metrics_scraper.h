@@ -11,11 +11,9 @@
 #include <vector>
 
 #include "kvrouter/worker_load.h"
+#include "load/worker_url.h"
 
 namespace kvrouter {
-
-// Throws std::invalid_argument unless `url` is "http://host:port" or empty.
-void validate_worker_url(const std::string& url);
 
 class MetricsScraper {
  public:
@@ -30,6 +28,9 @@ class MetricsScraper {
   // `urls[w]` is "http://host:port", or empty: worker w has none.
   // REQUIRES: validate_worker_url() takes each.
   MetricsScraper(const std::vector<std::string>& urls, Options options);
+  // Another address for this worker, or none.
+  // REQUIRES: as the constructor.
+  void set(WorkerId worker, const std::string& url);
   ~MetricsScraper();  // stops and joins
   MetricsScraper(const MetricsScraper&) = delete;
   MetricsScraper& operator=(const MetricsScraper&) = delete;

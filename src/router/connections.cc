@@ -5,6 +5,8 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <future>
+#include <optional>
 #include <stdexcept>
 #include <thread>
 
@@ -29,7 +31,7 @@ void raise_descriptor_limit(std::size_t num_workers) {
 
 class Connections::Impl {
  public:
-  Impl(const Context& context, bool kv_events) : context_(context) {
+  Impl(const Context& context, bool kv_events) : context_(context), kv_events_(kv_events) {
     const std::size_t n = context.options.workers.size();
     raise_descriptor_limit(n);
     // Two channels a worker, each a socket, its monitor, and the socket in which libzmq feeds the monitor.
@@ -38,10 +40,7 @@ class Connections::Impl {
     std::vector<std::string> urls;
     for (WorkerId w = 0; w < n; ++w) {
       try {
-        links_.push_back(std::make_unique<WorkerLink>(
-            zmq_, w,
-            WorkerLink::Context{context.options, context.sinks[w], context.loads, context.notices, context.decisions[w],
-                                kv_events, started}));
+        links_.push_back(make_link(w, context.options.workers[w], started));
       } catch (const zmq::error_t& error) {
         throw std::runtime_error("cannot connect to worker " + std::to_string(w) + " (KV events '" +
                                  context.options.workers[w].kv_events + "', load '" + context.options.workers[w].load +
@@ -52,20 +51,37 @@ class Connections::Impl {
     wake_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (wake_ < 0) throw std::runtime_error("eventfd: no file descriptors left (see ulimit -n)");
     scraper_ = std::make_unique<MetricsScraper>(
-        urls, MetricsScraper::Options{
-                  .interval = context.options.metrics_interval,
-                  .wanted = [this](WorkerId w) { return links_[w]->wants_metrics(); },
-                  .on_load = [this](WorkerId w, const LoadOrError& result) { links_[w]->on_metrics(result); }});
+        urls, MetricsScraper::Options{.interval = context.options.metrics_interval,
+                                      .wanted =
+                                          [this](WorkerId w) {
+                                            const std::shared_lock lock(context_.links_mutex);
+                                            return links_[w]->wants_metrics();
+                                          },
+                                      .on_load =
+                                          [this](WorkerId w, const LoadOrError& result) {
+                                            const std::shared_lock lock(context_.links_mutex);
+                                            links_[w]->on_metrics(result);
+                                          }});
     thread_ = std::thread([this] { run(); });
   }
 
   ~Impl() {
     stop_ = true;
-    const std::uint64_t one = 1;
-    (void)!write(wake_, &one, sizeof one);
+    wake();
     thread_.join();
     scraper_.reset();
     close(wake_);
+  }
+
+  void replace(WorkerId worker, const WorkerEndpoints& endpoints) {
+    std::promise<void> done;
+    {
+      const std::lock_guard lock(replacement_mutex_);
+      replacement_ = Replacement{worker, endpoints, &done};
+    }
+    wake();
+    done.get_future().get();
+    scraper_->set(worker, endpoints.http);
   }
 
   const WorkerLink& link(WorkerId worker) const { return *links_[worker]; }
@@ -77,10 +93,55 @@ class Connections::Impl {
     Source source;
   };
 
-  void run() {
-    pthread_setname_np(pthread_self(), "kvrouter-net");
-    std::vector<zmq::pollitem_t> polled = {{nullptr, wake_, ZMQ_POLLIN, 0}};
-    std::vector<Item> items = {{nullptr, Source::kMonitor}};
+  struct Replacement {
+    WorkerId worker;
+    WorkerEndpoints endpoints;
+    std::promise<void>* done;
+  };
+
+  std::unique_ptr<WorkerLink> make_link(WorkerId worker, const WorkerEndpoints& endpoints,
+                                        WorkerLink::Clock::time_point started) {
+    return std::make_unique<WorkerLink>(
+        zmq_, worker, endpoints,
+        WorkerLink::Context{context_.options, context_.sinks[worker], context_.loads, context_.notices,
+                            context_.decisions[worker], kv_events_, started});
+  }
+
+  void wake() {
+    const std::uint64_t one = 1;
+    (void)!write(wake_, &one, sizeof one);
+  }
+
+  // On the network's thread, as ZMQ's sockets are not for two.
+  void replace_if_asked(std::vector<zmq::pollitem_t>& polled, std::vector<Item>& items) {
+    std::uint64_t count = 0;
+    (void)!read(wake_, &count, sizeof count);
+    std::optional<Replacement> asked;
+    {
+      const std::lock_guard lock(replacement_mutex_);
+      asked.swap(replacement_);
+    }
+    if (!asked) return;
+    try {
+      std::unique_ptr<WorkerLink> link = make_link(asked->worker, asked->endpoints, WorkerLink::Clock::now());
+      {
+        const std::unique_lock lock(context_.links_mutex);
+        links_[asked->worker].swap(link);
+      }
+      link.reset();
+      list(polled, items);
+      asked->done->set_value();
+    } catch (const zmq::error_t& error) {
+      asked->done->set_exception(std::make_exception_ptr(
+          std::invalid_argument("worker " + std::to_string(asked->worker) + ": '" + asked->endpoints.kv_events +
+                                "', '" + asked->endpoints.load + "': " + error.what())));
+    }
+  }
+
+  // What is polled, and whose it is.
+  void list(std::vector<zmq::pollitem_t>& polled, std::vector<Item>& items) {
+    polled = {{nullptr, wake_, ZMQ_POLLIN, 0}};
+    items = {{nullptr, Source::kMonitor}};
     const auto add = [&](WorkerLink* link, zmq::socket_t& socket, Source source) {
       polled.push_back({socket.handle(), 0, ZMQ_POLLIN, 0});
       items.push_back({link, source});
@@ -92,10 +153,21 @@ class Connections::Impl {
       if (Channel* kv = link->kv_channel()) add(link.get(), kv->monitor(), Source::kMonitor);
       if (Channel* load = link->load_channel()) add(link.get(), load->monitor(), Source::kMonitor);
     }
+  }
+
+  void run() {
+    pthread_setname_np(pthread_self(), "kvrouter-net");
+    std::vector<zmq::pollitem_t> polled;
+    std::vector<Item> items;
+    list(polled, items);
     auto next_tick = WorkerLink::Clock::now();
     while (!stop_) {
       try {
         zmq::poll(polled.data(), polled.size(), kTick);
+        if (polled[0].revents & ZMQ_POLLIN) {
+          replace_if_asked(polled, items);
+          continue;
+        }
         for (std::size_t i = 1; i < polled.size(); ++i) {
           if (polled[i].revents & ZMQ_POLLIN) serve(items[i]);
         }
@@ -122,10 +194,13 @@ class Connections::Impl {
   }
 
   Context context_;
+  const bool kv_events_;
   zmq::context_t zmq_;
   std::vector<std::unique_ptr<WorkerLink>> links_;  // after zmq_: sockets close before their context does
   int wake_ = -1;
   std::atomic<bool> stop_{false};
+  std::mutex replacement_mutex_;
+  std::optional<Replacement> replacement_;  // one at a time: the router's lifecycle mutex sees to it
   std::unique_ptr<MetricsScraper> scraper_;
   std::thread thread_;
 };
@@ -133,6 +208,9 @@ class Connections::Impl {
 Connections::Connections(const Context& context, bool kv_events) : impl_(std::make_unique<Impl>(context, kv_events)) {}
 Connections::~Connections() = default;
 
+void Connections::replace(WorkerId worker, const WorkerEndpoints& endpoints) {
+  impl_->replace(worker, endpoints);
+}
 WorkerState Connections::state(WorkerId worker) const {
   return impl_->link(worker).state();
 }

@@ -9,6 +9,7 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <shared_mutex>
 #include <vector>
 
 #include "kvrouter/router.h"
@@ -25,6 +26,7 @@ class Connections {
     LoadTable& loads;
     Notices& notices;
     const std::atomic<std::uint64_t>* decisions;  // one a worker
+    std::shared_mutex& links_mutex;               // held by readers of state() and describe()
   };
 
   // Connects and starts the thread.  Throws std::runtime_error.
@@ -33,6 +35,12 @@ class Connections {
   Connections(const Connections&) = delete;
   Connections& operator=(const Connections&) = delete;
 
+  // Closes what it has of the worker and connects to the new endpoints.  Returns when that is done.  Throws
+  // std::invalid_argument for an endpoint that is none; the worker then stays as it was.
+  // REQUIRES: links_mutex is not held by the caller.
+  void replace(WorkerId worker, const WorkerEndpoints& endpoints);
+
+  // REQUIRES (both): links_mutex is held, shared.
   WorkerState state(WorkerId worker) const;
   bool hears_kv_events(WorkerId worker) const;
   // Fills in what the connections know: state, load source and counts.

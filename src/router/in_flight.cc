@@ -155,8 +155,8 @@ void InFlight::on_load(double now, WorkerId worker, const WorkerLoad& said, std:
   if (version == account.load_version) return;
   account.load_version = version;
   while (account.first != kNone && now - entries_[account.first].sent_at > kExpiry) remove(account.first);
-  // Those that the worker must know of, and does not count any more, are done.  While completions are reported, they are
-  // those of some sender who reports none.
+  // Those that the worker must know of, and does not count any more, are done.  While completions are reported, they
+  // are those of some sender who reports none.
   const bool feedback = now - last_completion_ < kFeedbackPause;
   const double least_age = feedback ? kFeedbackPause : kMessageAge;
   const std::int64_t known = said.waiting + said.running;

@@ -21,6 +21,22 @@ class LatencyHistogram {
     return total;
   }
 
+  // Records of at most this duration, to a bucket's width.
+  std::uint64_t count_up_to(double nanoseconds) const {
+    std::uint64_t total = 0;
+    for (std::size_t i = 0; i < kBuckets && middle_of(i) <= nanoseconds; ++i) {
+      total += buckets_[i].load(std::memory_order_relaxed);
+    }
+    return total;
+  }
+  double sum() const {
+    double total = 0;
+    for (std::size_t i = 0; i < kBuckets; ++i) {
+      total += static_cast<double>(buckets_[i].load(std::memory_order_relaxed)) * middle_of(i);
+    }
+    return total;
+  }
+
   // The duration in nanoseconds (its bucket's middle) below which a share `q` of the records lies; 0 without records.
   double percentile(double q) const {
     const std::uint64_t total = count();

@@ -77,7 +77,8 @@ class Router::Impl {
         random_(options_.seed),
         index_(options_.workers.size()),
         loads_(options_.workers.size()),
-        decisions_(std::make_unique<std::atomic<std::uint64_t>[]>(options_.workers.size())) {
+        decisions_(std::make_unique<std::atomic<std::uint64_t>[]>(options_.workers.size())),
+        disabled_(std::make_unique<std::atomic<bool>[]>(options_.workers.size())) {
     for (WorkerId w = 0; w < options_.workers.size(); ++w) sinks_.emplace_back(index_, w);
     if (!policy_) {
       throw std::invalid_argument("policy '" + options_.policy + "' is unknown; there are: " + join(policy_names()));
@@ -95,7 +96,7 @@ class Router::Impl {
     notices_.reopen();
     reset(std::nullopt, Reset::kNow);
     auto connections = std::make_unique<Connections>(
-        Connections::Context{options_, sinks_, loads_, notices_, decisions_.get()}, kv_events);
+        Connections::Context{options_, sinks_, loads_, notices_, decisions_.get(), connections_mutex_}, kv_events);
     const std::unique_lock lock(connections_mutex_);
     connections_ = std::move(connections);
   }
@@ -123,14 +124,14 @@ class Router::Impl {
     return account_ && account_->complete(ticket, completion);
   }
 
-  Choice choose(std::span<const LocalHash> blocks, std::size_t num_tokens, Decision* explain = nullptr) {
+  Choice choose(const RouteQuery& query, Decision* explain = nullptr) {
     const auto begin = std::chrono::steady_clock::now();
     Choice choice;
     try {
-      choice = choose_by_policy(blocks, num_tokens, explain);
+      choice = choose_by_policy(query, explain);
     } catch (const std::exception& error) {
       on_failure(error, 1);
-      choice = {next_in_turn(), 0};
+      choice = {next_in_turn(query.eligible), 0};
     }
     count(choice.worker);
     const auto elapsed = std::chrono::steady_clock::now() - begin;
@@ -142,7 +143,7 @@ class Router::Impl {
     std::vector<LocalHash>& hashes = scratch().hashes;
     hashes.resize(tokens.size() / options_.block_size);
     hash_blocks(tokens, options_.block_size, ns, hashes);
-    return choose(hashes, tokens.size(), explain);
+    return choose({hashes, tokens.size()}, explain);
   }
 
   void choose_batch(std::span<const BatchRequest> requests, std::span<Choice> choices) {
@@ -192,6 +193,22 @@ class Router::Impl {
     return worker;
   }
 
+  void enable(WorkerId worker, bool enabled) {
+    if (disabled_[worker].exchange(!enabled) != !enabled) num_disabled_ += enabled ? -1 : 1;
+  }
+
+  void set_worker(WorkerId worker, WorkerEndpoints endpoints) {
+    validate_worker_url(endpoints.http);
+    const std::lock_guard lifecycle(lifecycle_mutex_);  // connections_ changes under it only
+    if (connections_) connections_->replace(worker, endpoints);
+    {
+      const std::unique_lock lock(connections_mutex_);
+      options_.workers[worker] = std::move(endpoints);
+    }
+    loads_.update(worker, {});
+    reset(worker, Reset::kNow);
+  }
+
   void reset(std::optional<WorkerId> worker, Reset kind) {
     const WorkerId first = worker.value_or(0);
     const WorkerId last = worker ? *worker + 1 : static_cast<WorkerId>(options_.workers.size());
@@ -211,6 +228,10 @@ class Router::Impl {
     status.fallbacks = fallbacks_.load(std::memory_order_relaxed);
     status.decision_p50_us = latency_.percentile(0.5) / 1e3;
     status.decision_p99_us = latency_.percentile(0.99) / 1e3;
+    status.decision_seconds = latency_.sum() / 1e9;
+    for (std::size_t i = 0; i < kDecisionBounds.size(); ++i) {
+      status.decision_counts[i] = latency_.count_up_to(kDecisionBounds[i] * 1e9);
+    }
     status.index = index_.stats();
     status.workers.resize(options_.workers.size());
     for (WorkerId w = 0; w < status.workers.size(); ++w) {
@@ -230,13 +251,14 @@ class Router::Impl {
   LoadTable& loads() { return loads_; }
 
  private:
-  Choice choose_by_policy(std::span<const LocalHash> blocks, std::size_t num_tokens, Decision* explain) {
+  Choice choose_by_policy(const RouteQuery& query, Decision* explain) {
+    const auto [blocks, num_tokens, eligible] = query;
     Scratch& s = scratch();
     const std::size_t n = options_.workers.size();
     s.overlap.resize(n);
     s.scores.resize(n);
     index_.find_matches(blocks, s.overlap);
-    view_workers(s.views);
+    view_workers(s.views, eligible);
     for (WorkerId w = 0; w < n; ++w) s.views[w].overlap_blocks = s.overlap[w];
     RoutingRequest request{num_tokens, options_.block_size};
     Choice choice;
@@ -260,14 +282,18 @@ class Router::Impl {
     return choice;
   }
 
-  void view_workers(std::vector<WorkerView>& views) const {
+  void view_workers(std::vector<WorkerView>& views, std::span<const std::uint8_t> eligible = {}) const {
+    const bool none_enabled = num_disabled_.load(std::memory_order_relaxed) == options_.workers.size();
+    const auto may_serve = [&](WorkerId w) {
+      return (eligible.empty() || eligible[w] != 0) && (none_enabled || !disabled_[w].load(std::memory_order_relaxed));
+    };
     const std::size_t n = options_.workers.size();
     views.assign(n, WorkerView{});
     bool any_available = false;
     {
       const std::shared_lock lock(connections_mutex_);
       for (WorkerId w = 0; w < n; ++w) {
-        views[w].available = !connections_ || connections_->state(w) != WorkerState::kDown;
+        views[w].available = may_serve(w) && (!connections_ || connections_->state(w) != WorkerState::kDown);
         any_available = any_available || views[w].available;
       }
     }
@@ -275,14 +301,14 @@ class Router::Impl {
       const WorkerLoad load = loads_.get(w);
       views[w].kv_usage = load.kv_usage;
       views[w].waiting = load.waiting;
-      if (!any_available) views[w].available = true;
+      if (!any_available) views[w].available = may_serve(w);
     }
   }
 
-  WorkerId next_in_turn() {
+  WorkerId next_in_turn(std::span<const std::uint8_t> eligible = {}) {
     std::vector<WorkerView>& views = scratch().views;
     std::vector<double>& scores = scratch().scores;
-    view_workers(views);
+    view_workers(views, eligible);
     scores.resize(views.size());
     return round_robin_->choose({1, options_.block_size}, views, random_, scores);
   }
@@ -299,7 +325,7 @@ class Router::Impl {
     decisions_[worker].fetch_add(1, std::memory_order_relaxed);
   }
 
-  const RouterOptions options_;
+  RouterOptions options_;  // constant but for the endpoints, which connections_mutex_ guards
   std::unique_ptr<Policy> policy_;
   std::unique_ptr<Policy> round_robin_;
   SharedRandom random_;
@@ -311,9 +337,11 @@ class Router::Impl {
   LatencyHistogram latency_;
   std::unique_ptr<std::atomic<std::uint64_t>[]> decisions_;
   std::atomic<std::uint64_t> fallbacks_{0};
+  std::unique_ptr<std::atomic<bool>[]> disabled_;
+  std::atomic<std::size_t> num_disabled_{0};
 
   std::mutex lifecycle_mutex_;                   // start() and stop() one at a time
-  mutable std::shared_mutex connections_mutex_;  // guards the pointer
+  mutable std::shared_mutex connections_mutex_;  // guards the pointer, and the links behind it
   std::unique_ptr<Connections> connections_;
 };
 
@@ -339,14 +367,17 @@ const std::string& Router::policy() const {
   return impl_->options().policy;
 }
 Choice Router::choose(std::span<const LocalHash> blocks, std::size_t num_tokens) {
-  return impl_->choose(blocks, num_tokens);
+  return impl_->choose({blocks, num_tokens});
 }
 Choice Router::choose_for_tokens(std::span<const TokenId> tokens, NamespaceHash ns) {
   return impl_->choose_for_tokens(tokens, ns);
 }
 Decision Router::explain(std::span<const LocalHash> blocks, std::size_t num_tokens) {
+  return explain(RouteQuery{blocks, num_tokens});
+}
+Decision Router::explain(const RouteQuery& query) {
   Decision decision;
-  const Choice choice = impl_->choose(blocks, num_tokens, &decision);
+  const Choice choice = impl_->choose(query, &decision);
   decision.choice = choice;
   return decision;
 }
@@ -371,6 +402,12 @@ bool Router::first_token(Ticket ticket) {
 }
 bool Router::complete(Ticket ticket, const Completion& completion) {
   return impl_->complete(ticket, completion);
+}
+void Router::set_worker(WorkerId worker, WorkerEndpoints endpoints) {
+  impl_->set_worker(worker, std::move(endpoints));
+}
+void Router::enable(WorkerId worker, bool enabled) {
+  impl_->enable(worker, enabled);
 }
 void Router::reset(std::optional<WorkerId> worker, Reset kind) {
   impl_->reset(worker, kind);

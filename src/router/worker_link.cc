@@ -18,9 +18,8 @@ constexpr seconds kNoEventsGrace{30};
 
 }  // namespace
 
-WorkerLink::WorkerLink(zmq::context_t& zmq, WorkerId worker, const Context& context)
-    : worker_(worker), context_(context), stream_(context.options.block_size, context.sink) {
-  const WorkerEndpoints& endpoints = context.options.workers[worker];
+WorkerLink::WorkerLink(zmq::context_t& zmq, WorkerId worker, const WorkerEndpoints& endpoints, const Context& context)
+    : worker_(worker), endpoints_(endpoints), context_(context), stream_(context.options.block_size, context.sink) {
   if (context.kv_events && !endpoints.kv_events.empty()) {
     kv_.emplace(zmq, Channel::Kind::kKvEvents, endpoints.kv_events, 2 * std::size_t{worker});
   }
@@ -169,10 +168,10 @@ void WorkerLink::tell_silence(Clock::time_point now) {
                                           ": it is routed to by its load alone. To change that, " + kv_help);
       }
       if (no_load) {
-        const std::string instead = metrics ? ": its load is read from " + context_.options.workers[worker_].http +
-                                                  "/metrics instead. To change that, " + load_help
-                                            : ": it is taken for idle but for what was sent to it. To change that, " +
-                                                  load_help + ", or give its URL (worker_urls) for /metrics to be read";
+        const std::string instead =
+            metrics ? ": its load is read from " + endpoints_.http + "/metrics instead. To change that, " + load_help
+                    : ": it is taken for idle but for what was sent to it. To change that, " + load_help +
+                          ", or give its URL (worker_urls) for /metrics to be read";
         tell(Notice::Level::kWarning, "publishes no load at " + load_->endpoint() + instead);
       }
     }

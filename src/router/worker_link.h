@@ -31,7 +31,7 @@ class WorkerLink {
     Clock::time_point started;
   };
 
-  WorkerLink(zmq::context_t& zmq, WorkerId worker, const Context& context);
+  WorkerLink(zmq::context_t& zmq, WorkerId worker, const WorkerEndpoints& endpoints, const Context& context);
 
   // Each reads what has arrived, up to a bound, so that no worker can starve the others.
   void read_kv_events();
@@ -63,6 +63,7 @@ class WorkerLink {
   void tell(Notice::Level level, const std::string& text);
 
   WorkerId worker_;
+  WorkerEndpoints endpoints_;
   Context context_;
   KvEventStream stream_;
   std::optional<Channel> kv_;

@@ -55,11 +55,22 @@ void Connection::start() {
 void Connection::close() {
   if (!open_) return;
   open_ = false;
-  *gone_ = true;
+  client_went();
   error_code ignored;
   socket_.close(ignored);
   timer_.cancel();
   server_.connections.erase(shared_from_this());
+}
+
+void Connection::client_went() {
+  *gone_ = true;
+  if (const auto callback = std::exchange(on_gone_, nullptr)) callback();
+}
+
+void Connection::on_gone(std::uint64_t request, std::function<void()> callback) {
+  if (request != request_ || !in_flight_) return;
+  if (*gone_) return callback();
+  on_gone_ = std::move(callback);
 }
 
 void Connection::new_parser() {
@@ -85,7 +96,8 @@ void Connection::on_read(error_code error, std::size_t count) {
   if (error == net::error::eof) {
     // Perhaps only its sending half: what is asked for is still answered, if it can be.
     eof_ = true;
-    *gone_ = true;
+    client_went();
+    if (!open_) return;
     if (draining_) return close();
     if (!in_flight_) process();
     return;
@@ -154,6 +166,12 @@ void Connection::continue_if_expected() {
 }
 
 void Connection::dispatch() {
+  // "chunked" is the one coding that is understood; a peer that reads another into it would see other requests.
+  const auto codings = parser_->get().count(http::field::transfer_encoding);
+  if (codings > 1 ||
+      (codings == 1 && !boost::beast::iequals(parser_->get()[http::field::transfer_encoding], "chunked"))) {
+    return refuse(400, "the only transfer encoding that is accepted is chunked");
+  }
   auto message = parser_->release();
   new_parser();
   request_started_ = continue_sent_ = false;
@@ -171,6 +189,10 @@ void Connection::dispatch() {
   request.path = std::string(target.substr(0, question));
   if (question != std::string_view::npos) request.query = std::string(target.substr(question + 1));
   request.body = std::move(message.body());
+  for (const auto& field : message) {
+    request.headers.add({field.name_string().data(), field.name_string().size()},
+                        {field.value().data(), field.value().size()});
+  }
   auto reply = std::make_shared<Reply>(server_.core, weak_from_this(), gone_, request_);
   try {
     server_.handler(std::move(request), std::move(reply));
@@ -181,29 +203,32 @@ void Connection::dispatch() {
 
 void Connection::refuse(unsigned status, std::string_view reason) {
   in_flight_ = streaming_ = request_started_ = false;
+  on_gone_ = nullptr;
   is_head_ = keep_alive_ = false;
   ++request_;
   std::string body(reason);
   body += '\n';
-  push_head(status, "text/plain; charset=utf-8", body.size());
+  push_head(status, "text/plain; charset=utf-8", body.size(), {});
   push(std::move(body));
   last_answer_ = true;
   flush();
   refresh_deadline();
 }
 
-void Connection::send(std::uint64_t request, unsigned status, std::string_view content_type, std::string body) {
+void Connection::send(std::uint64_t request, unsigned status, std::string_view content_type, std::string body,
+                      std::string_view headers) {
   if (!open_ || request != request_ || !in_flight_ || streaming_) return;
-  push_head(status, content_type, body.size());
+  push_head(status, content_type, body.size(), headers);
   if (!is_head_ && !body.empty()) push(std::move(body));
   finish();
 }
 
-void Connection::begin_stream(std::uint64_t request, unsigned status, std::string_view content_type) {
+void Connection::begin_stream(std::uint64_t request, unsigned status, std::string_view content_type,
+                              std::string_view headers) {
   if (!open_ || request != request_ || !in_flight_ || streaming_) return;
   streaming_ = true;
   if (!chunked_) keep_alive_ = false;  // the end of the connection is the end of the answer
-  push_head(status, content_type, std::nullopt);
+  push_head(status, content_type, std::nullopt, headers);
   flush();
   refresh_deadline();
 }
@@ -224,7 +249,7 @@ void Connection::write(std::uint64_t request, std::string chunk) {
 
 void Connection::end(std::uint64_t request) {
   if (!open_ || request != request_ || !in_flight_) return;
-  if (!streaming_) return send(request, 500, "text/plain", "the handler ended without an answer\n");
+  if (!streaming_) return send(request, 500, "text/plain", "the handler ended without an answer\n", {});
   if (chunked_ && !is_head_) push("0\r\n\r\n");
   finish();
 }
@@ -232,11 +257,12 @@ void Connection::end(std::uint64_t request) {
 void Connection::abandon(std::uint64_t request) {
   if (!open_ || request != request_ || !in_flight_) return;
   if (streaming_) return close();  // the missing last chunk tells the client that the answer is not whole
-  send(request, 500, "text/plain", "the request was dropped by its handler\n");
+  send(request, 500, "text/plain", "the request was dropped by its handler\n", {});
 }
 
 void Connection::finish() {
   in_flight_ = streaming_ = false;
+  on_gone_ = nullptr;
   idle_since_ = Clock::now();
   if (!keep_alive_) last_answer_ = true;
   flush();
@@ -244,7 +270,8 @@ void Connection::finish() {
   read();
 }
 
-void Connection::push_head(unsigned status, std::string_view content_type, std::optional<std::size_t> length) {
+void Connection::push_head(unsigned status, std::string_view content_type, std::optional<std::size_t> length,
+                           std::string_view headers) {
   const auto reason = http::obsolete_reason(http::int_to_status(status));
   std::string head;
   head.reserve(192);
@@ -261,6 +288,7 @@ void Connection::push_head(unsigned status, std::string_view content_type, std::
     head += "\r\nCache-Control: no-cache";
     if (chunked_) head += "\r\nTransfer-Encoding: chunked";
   }
+  head += headers;
   if (!keep_alive_) {
     head += "\r\nConnection: close";
   } else if (!chunked_) {

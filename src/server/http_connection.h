@@ -14,6 +14,7 @@
 #include <chrono>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -53,10 +54,13 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void close();
 
   // The answer to request number `request`; ignored when that request is not the one being answered.
-  void send(std::uint64_t request, unsigned status, std::string_view content_type, std::string body);
-  void begin_stream(std::uint64_t request, unsigned status, std::string_view content_type);
+  void send(std::uint64_t request, unsigned status, std::string_view content_type, std::string body,
+            std::string_view headers);
+  void begin_stream(std::uint64_t request, unsigned status, std::string_view content_type, std::string_view headers);
   void write(std::uint64_t request, std::string chunk);
   void end(std::uint64_t request);
+  // To be called when the client goes before request number `request` is answered; at once when it has gone.
+  void on_gone(std::uint64_t request, std::function<void()> callback);
   // The reply was dropped: 500 when nothing was sent, a cut connection when a stream was left open.
   void abandon(std::uint64_t request);
 
@@ -73,7 +77,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void refuse(unsigned status, std::string_view reason);
   void finish();
   void push(std::string data);
-  void push_head(unsigned status, std::string_view content_type, std::optional<std::size_t> length);
+  void push_head(unsigned status, std::string_view content_type, std::optional<std::size_t> length,
+                 std::string_view headers);
+  void client_went();
   void flush();
   void on_written(boost::system::error_code error, std::size_t count);
   void begin_drain();
@@ -96,6 +102,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   Clock::time_point request_start_;
   Clock::time_point idle_since_;
 
+  std::function<void()> on_gone_;
   std::uint64_t request_ = 0;  // number of the request being answered
   bool in_flight_ = false;     // the handler has it
   bool processing_ = false;

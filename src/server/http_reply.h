@@ -4,6 +4,7 @@
 #include <atomic>
 #include <boost/asio/dispatch.hpp>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -23,16 +24,21 @@ class Reply final : public HttpReply {
     if (!done_) post([request = request_](Connection& c) { c.abandon(request); });
   }
 
+  void add_header(std::string_view name, std::string_view value) override {
+    if (done_) return;
+    headers_.append("\r\n").append(name).append(": ").append(value);
+  }
   void send(unsigned status, std::string_view content_type, std::string body) override {
     if (done_.exchange(true)) return;
-    post([request = request_, status, type = std::string(content_type), body = std::move(body)](Connection& c) mutable {
-      c.send(request, status, type, std::move(body));
+    post([request = request_, status, type = std::string(content_type), body = std::move(body),
+          headers = std::move(headers_)](Connection& c) mutable {
+      c.send(request, status, type, std::move(body), headers);
     });
   }
   void begin_stream(unsigned status, std::string_view content_type) override {
     if (done_) return;
-    post([request = request_, status, type = std::string(content_type)](Connection& c) {
-      c.begin_stream(request, status, type);
+    post([request = request_, status, type = std::string(content_type), headers = std::move(headers_)](Connection& c) {
+      c.begin_stream(request, status, type, headers);
     });
   }
   void write(std::string chunk) override {
@@ -44,6 +50,11 @@ class Reply final : public HttpReply {
     post([request = request_](Connection& c) { c.end(request); });
   }
   bool client_gone() const override { return *gone_; }
+  void on_client_gone(std::function<void()> callback) override {
+    post([request = request_, callback = std::move(callback)](Connection& c) mutable {
+      c.on_gone(request, std::move(callback));
+    });
+  }
 
  private:
   // The connection is locked on the server's thread only, so that it never dies on another one.
@@ -59,6 +70,7 @@ class Reply final : public HttpReply {
   std::weak_ptr<Connection> connection_;
   std::shared_ptr<std::atomic<bool>> gone_;
   std::uint64_t request_;
+  std::string headers_;  // "\r\nName: value"...
   std::atomic<bool> done_{false};
 };
 

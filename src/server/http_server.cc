@@ -73,12 +73,15 @@ Acceptor listen_on(net::io_context& context, const std::string& host, std::uint1
 
 class HttpServer::Impl {
  public:
-  Impl(const std::string& host, std::uint16_t port, HttpHandler handler, HttpLimits limits)
-      : server_{std::move(handler), limits, std::make_shared<Core>(), {}},
+  Impl(const std::string& host, std::uint16_t port, const MakeHttpService& make, HttpLimits limits)
+      : server_{nullptr, limits, std::make_shared<Core>(), {}},
         work_(server_.core->context.get_executor()),
         acceptor_(listen_on(server_.core->context, host, port)),
         retry_(server_.core->context),
         port_(acceptor_.local_endpoint().port()) {
+    HttpService service = make(server_.core->context);
+    server_.handler = std::move(service.handler);
+    on_stop_ = std::move(service.on_stop);
     accept();
     thread_ = std::thread([this] { server_.core->context.run(); });
   }
@@ -95,6 +98,7 @@ class HttpServer::Impl {
       error_code ignored;
       acceptor_.close(ignored);
       retry_.cancel();
+      if (on_stop_) on_stop_();
       const auto connections = server_.connections;
       for (const auto& connection : connections) connection->close();
       work_.reset();
@@ -135,6 +139,7 @@ class HttpServer::Impl {
   }
 
   ServerState server_;
+  std::function<void()> on_stop_;
   net::executor_work_guard<Executor> work_;
   Acceptor acceptor_;
   Timer retry_;
@@ -144,7 +149,10 @@ class HttpServer::Impl {
 };
 
 HttpServer::HttpServer(const std::string& host, std::uint16_t port, HttpHandler handler, HttpLimits limits)
-    : impl_(std::make_unique<Impl>(host, port, std::move(handler), limits)) {}
+    : HttpServer(
+          host, port, [&handler](net::io_context&) { return HttpService{std::move(handler), nullptr}; }, limits) {}
+HttpServer::HttpServer(const std::string& host, std::uint16_t port, const MakeHttpService& make, HttpLimits limits)
+    : impl_(std::make_unique<Impl>(host, port, make, limits)) {}
 HttpServer::~HttpServer() = default;
 std::uint16_t HttpServer::port() const {
   return impl_->port();

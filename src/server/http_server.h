@@ -13,6 +13,12 @@
 #include <string>
 #include <string_view>
 
+#include "server/http_headers.h"
+
+namespace boost::asio {
+class io_context;
+}
+
 namespace kvrouter {
 
 struct HttpLimits {
@@ -29,6 +35,7 @@ struct HttpRequest {
   std::string path;    // without the query
   std::string query;   // without the '?'
   std::string body;
+  HttpHeaders headers{};
 };
 
 // The answer to one request.  Safe to use from any thread, and after the server has stopped or the client has gone
@@ -37,6 +44,8 @@ struct HttpRequest {
 class HttpReply {
  public:
   virtual ~HttpReply() = default;
+  // A header of the answer, to be given before it begins.  REQUIRES: neither holds a line break.
+  virtual void add_header(std::string_view name, std::string_view value) = 0;
   virtual void send(unsigned status, std::string_view content_type, std::string body) = 0;
   // A chunked answer: each write() leaves as a chunk of its own at once.
   virtual void begin_stream(unsigned status, std::string_view content_type) = 0;
@@ -44,14 +53,24 @@ class HttpReply {
   virtual void end() = 0;
   // True once the client has closed its connection.
   virtual bool client_gone() const = 0;
+  // Calls `callback` once, on the server's thread, when the client closes its connection before it has its answer.
+  virtual void on_client_gone(std::function<void()> callback) = 0;
 };
 
 using HttpHandler = std::function<void(HttpRequest&&, std::shared_ptr<HttpReply>)>;
+
+// A handler with network traffic of its own on the server's thread.
+struct HttpService {
+  HttpHandler handler;
+  std::function<void()> on_stop;  // called on that thread: cancels what the handler has under way there
+};
+using MakeHttpService = std::function<HttpService(boost::asio::io_context&)>;
 
 class HttpServer {
  public:
   // Binds and starts to serve.  port 0: any free port.  Throws std::system_error when the address cannot be bound.
   HttpServer(const std::string& host, std::uint16_t port, HttpHandler handler, HttpLimits limits = {});
+  HttpServer(const std::string& host, std::uint16_t port, const MakeHttpService& make, HttpLimits limits = {});
   ~HttpServer();  // stop()
   HttpServer(const HttpServer&) = delete;
   HttpServer& operator=(const HttpServer&) = delete;

@@ -67,9 +67,9 @@ def router(answer: object):
         server.server_close()
 
 
-def test_workers_once_shows_the_table():
+def test_top_once_shows_the_table():
     with router(ANSWER) as url:
-        result = runner.invoke(app, ["workers", "--router-url", url, "--once"])
+        result = runner.invoke(app, ["top", "--router-url", url, "--once"])
     assert result.exit_code == 0, result.output
     assert "policy linear, block size 64, 1234 decisions" in result.output
     lines = [line for line in result.output.splitlines() if "127.0.0.1:55" in line]
@@ -80,18 +80,18 @@ def test_workers_once_shows_the_table():
     assert "down" in cells[1] and "-" in cells[1]
 
 
-def test_workers_without_a_router_says_so():
+def test_top_without_a_router_says_so():
     url = f"http://127.0.0.1:{free_port('127.0.0.1')}"
-    result = runner.invoke(app, ["workers", "--router-url", url, "--once"])
+    result = runner.invoke(app, ["top", "--router-url", url, "--once"])
     assert result.exit_code == 1
     assert "no router there" in result.output and url in result.output and "--router-url" in result.output
     assert "Traceback" not in result.output
 
 
 @pytest.mark.parametrize("answer", [[], {}, {"workers": 3}, {"workers": [1]}], ids=str)
-def test_workers_at_another_server_says_so(answer):
+def test_top_at_another_server_says_so(answer):
     with router(answer) as url:
-        result = runner.invoke(app, ["workers", "--router-url", url, "--once"])
+        result = runner.invoke(app, ["top", "--router-url", url, "--once"])
     assert result.exit_code == 1
     assert "no router there" in result.output
 

@@ -1,0 +1,179 @@
+#include "server/service_metrics.h"
+
+#include <unistd.h>
+
+#include <cmath>
+#include <cstdio>
+#include <fstream>
+#include <functional>
+
+namespace kvrouter {
+namespace {
+
+std::string number(double value) {
+  char text[40];
+  const bool whole = std::abs(value) < 9e15 && value == std::floor(value);
+  std::snprintf(text, sizeof(text), whole ? "%.0f" : "%.9g", value);
+  return text;
+}
+
+double number_of(std::uint64_t value) {
+  return static_cast<double>(value);
+}
+
+class Page {
+ public:
+  void family(std::string_view name, std::string_view type, std::string_view help) {
+    text_.append("# HELP ").append(name).append(" ").append(help).append("\n# TYPE ").append(name).append(" ");
+    text_.append(type).append("\n");
+  }
+  void sample(std::string_view name, const std::string& labels, double value) {
+    text_.append(name);
+    if (!labels.empty()) text_.append("{").append(labels).append("}");
+    text_.append(" ").append(number(value)).append("\n");
+  }
+  void single(std::string_view name, std::string_view type, std::string_view help, double value) {
+    family(name, type, help);
+    sample(name, "", value);
+  }
+  std::string take() { return std::move(text_); }
+
+ private:
+  std::string text_;
+};
+
+std::string escaped(const std::string& text) {
+  std::string out;
+  for (const char c : text) {
+    if (c == '\\' || c == '"') out += '\\';
+    c == '\n' ? out += "\\n" : out += c;
+  }
+  return out;
+}
+
+double resident_bytes() {
+  std::ifstream file("/proc/self/statm");
+  double total = 0, resident = 0;
+  file >> total >> resident;
+  return resident * static_cast<double>(::sysconf(_SC_PAGESIZE));
+}
+
+void add_decisions(Page& page, const RouterStatus& status) {
+  const std::string_view name = "kvrouter_decision_duration_seconds";
+  page.family(name, "histogram", "Time of a routing decision.");
+  const std::string bucket = std::string(name) + "_bucket";
+  for (std::size_t i = 0; i < kDecisionBounds.size(); ++i) {
+    page.sample(bucket, "le=\"" + number(kDecisionBounds[i]) + "\"", number_of(status.decision_counts[i]));
+  }
+  page.sample(bucket, "le=\"+Inf\"", number_of(status.decisions));
+  page.sample(std::string(name) + "_sum", "", status.decision_seconds);
+  page.sample(std::string(name) + "_count", "", number_of(status.decisions));
+  page.single("kvrouter_decision_fallbacks_total", "counter", "Decisions that failed and went round robin.",
+              number_of(status.fallbacks));
+}
+
+void add_index(Page& page, const PrefixIndexStats& index) {
+  page.single("kvrouter_index_blocks", "gauge", "Distinct KV blocks in the prefix index.", number_of(index.blocks));
+  page.single("kvrouter_index_pairs", "gauge", "Pairs of worker and block in the prefix index.",
+              number_of(index.pairs));
+  page.single("kvrouter_index_orphans", "gauge", "Blocks whose parent is not known.", number_of(index.orphans));
+  page.single("kvrouter_index_contradictions_total", "counter", "Events that contradicted what a worker said before.",
+              number_of(index.contradictions));
+}
+
+void add_gateway(Page& page, const Gateway& gateway, const Tokenizer& tokenizer) {
+  const GatewayCounters& counts = gateway.counters();
+  page.family("kvrouter_responses_total", "counter", "Gateway requests done, by status (499: the client went away).");
+  for (const auto& [status, count] : counts.by_status) {
+    page.sample("kvrouter_responses_total", "status=\"" + std::to_string(status) + "\"", number_of(count));
+  }
+  const auto count = [&](const char* name, const char* help, std::uint64_t value) {
+    page.single(name, "counter", help, number_of(value));
+  };
+  page.single("kvrouter_requests_in_flight", "gauge", "Gateway requests not done.", number_of(gateway.in_flight()));
+  page.single("kvrouter_requests_queued", "gauge", "Gateway requests that wait for a worker.",
+              number_of(gateway.queued()));
+  count("kvrouter_requests_total", "Gateway requests begun.", counts.requests);
+  count("kvrouter_retries_total", "Requests sent to a second worker.", counts.retries);
+  count("kvrouter_rejected_total", "Requests refused as the queue was full (429).", counts.rejected_full);
+  count("kvrouter_queue_timeouts_total", "Requests that waited too long (503).", counts.queue_timeouts);
+  count("kvrouter_unavailable_total", "Requests for which no worker could be reached.", counts.unavailable);
+  count("kvrouter_client_disconnects_total", "Requests whose client went away.", counts.client_gone);
+  count("kvrouter_broken_streams_total", "Answers that their worker broke off.", counts.broken_streams);
+  count("kvrouter_routed_prompt_tokens_total", "Prompt tokens of routed requests.", counts.routed_tokens);
+  count("kvrouter_predicted_hit_tokens_total", "Of these, held by the chosen worker as far as the router knew.",
+        counts.predicted_hit_tokens);
+  count("kvrouter_tokenizer_cache_hits_total", "Prompts whose tokens were known.", tokenizer.cache().hits());
+  count("kvrouter_tokenizer_cache_misses_total", "Prompts that a worker was asked to tokenize.",
+        tokenizer.cache().misses());
+  count("kvrouter_tokenizer_failures_total", "Prompts whose tokens no worker told.", tokenizer.failures());
+}
+
+void add_workers(Page& page, const RouterStatus& status, const Fleet& fleet) {
+  using Value = std::function<double(const FleetWorker&, const WorkerStatus&)>;
+  const auto add = [&](const char* name, const char* type, const char* help, const Value& value) {
+    page.family(name, type, help);
+    for (WorkerId w = 0; w < fleet.num_slots(); ++w) {
+      const FleetWorker& worker = fleet.worker(w);
+      if (!worker.present) continue;
+      page.sample(name, "worker=\"" + std::to_string(w) + "\",url=\"" + escaped(worker.spec.url) + "\"",
+                  value(worker, status.workers[w]));
+    }
+  };
+  using F = const FleetWorker&;
+  using S = const WorkerStatus&;
+  add("kvrouter_worker_healthy", "gauge", "1: its /health answers.", [](F f, S) { return f.healthy ? 1 : 0; });
+  add("kvrouter_worker_draining", "gauge", "1: it gets nothing new.", [](F f, S) { return f.draining ? 1 : 0; });
+  add("kvrouter_worker_breaker_open", "gauge", "1: it gets nothing for a while, after failures.",
+      [](F f, S) { return f.breaker.state() == Breaker::State::kClosed ? 0 : 1; });
+  add("kvrouter_worker_kv_usage_ratio", "gauge", "Share of its KV cache in use.",
+      [](F, S s) { return s.load.kv_usage; });
+  add("kvrouter_worker_waiting_requests", "gauge", "Requests in its queue.",
+      [](F, S s) { return static_cast<double>(s.load.waiting); });
+  add("kvrouter_worker_running_requests", "gauge", "Requests in its batch.",
+      [](F, S s) { return static_cast<double>(s.load.running); });
+  add("kvrouter_worker_requests_in_flight", "gauge", "Requests of this gateway that it has.",
+      [](F f, S) { return number_of(f.in_flight); });
+  add("kvrouter_worker_requests_total", "counter", "Requests sent to it by the gateway.",
+      [](F f, S) { return number_of(f.requests); });
+  add("kvrouter_worker_errors_total", "counter", "Of these, failed by it.", [](F f, S) { return number_of(f.errors); });
+  add("kvrouter_worker_decisions_total", "counter", "Decisions for it.", [](F, S s) { return number_of(s.decisions); });
+  add("kvrouter_worker_cached_blocks", "gauge", "KV blocks that it is known to hold.",
+      [](F, S s) { return number_of(s.cached_blocks); });
+  add("kvrouter_worker_block_size_tokens", "gauge", "Tokens a block, as it says; 0: not known.",
+      [](F f, S) { return number_of(f.block_size); });
+  add("kvrouter_worker_kv_event_batches_total", "counter", "Batches of KV events received.",
+      [](F, S s) { return number_of(s.events.batches); });
+  add("kvrouter_worker_kv_blocks_stored_total", "counter", "Blocks that it said it stored.",
+      [](F, S s) { return number_of(s.events.stored_blocks); });
+  add("kvrouter_worker_kv_blocks_removed_total", "counter", "Blocks that it said it removed.",
+      [](F, S s) { return number_of(s.events.removed_blocks); });
+  add("kvrouter_worker_kv_event_gaps_total", "counter", "Gaps in its events; each empties what is known of it.",
+      [](F, S s) { return number_of(s.gaps); });
+  add("kvrouter_worker_restarts_total", "counter", "Times its events began anew.",
+      [](F, S s) { return number_of(s.restarts); });
+  add("kvrouter_worker_routed_prompt_tokens_total", "counter", "Prompt tokens sent to it.",
+      [](F f, S) { return number_of(f.routed_tokens); });
+  add("kvrouter_worker_predicted_hit_tokens_total", "counter", "Of these, held by it as far as the router knew.",
+      [](F f, S) { return number_of(f.predicted_hit_tokens); });
+  add("kvrouter_worker_prefix_cache_queries_total", "counter", "Tokens looked up in its prefix cache, as it counts.",
+      [](F f, S) { return number_of(f.cache_queries); });
+  add("kvrouter_worker_prefix_cache_hits_total", "counter", "Of these, found: the actual hits.",
+      [](F f, S) { return number_of(f.cache_hits); });
+}
+
+}  // namespace
+
+std::string service_metrics(const Router& router, const Fleet& fleet, const Gateway& gateway,
+                            const Tokenizer& tokenizer) {
+  const RouterStatus status = router.status();
+  Page page;
+  add_decisions(page, status);
+  add_index(page, status.index);
+  add_gateway(page, gateway, tokenizer);
+  add_workers(page, status, fleet);
+  page.single("process_resident_memory_bytes", "gauge", "Resident memory.", resident_bytes());
+  return page.take();
+}
+
+}  // namespace kvrouter
