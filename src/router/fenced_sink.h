@@ -26,8 +26,9 @@ class FencedSink final : public KvEventSink {
     index_.clear(worker_);
   }
   // Forgets what the worker holds; what it stores from now on counts.  Also for a stream that is interrupted (a gap, a
-  // reconnection, a restart): vLLM publishes what is left of the old cache in one batch with the AllBlocksCleared, so
-  // that both are lost or none.
+  // reconnection, a restart): the AllBlocksCleared may be among what was lost, and would be waited for in vain.  If it
+  // is not, old blocks that come between the gap and it are believed until it comes, which is with the worker's next
+  // engine step.
   void lift() {
     awaited_ = 0;
     index_.clear(worker_);

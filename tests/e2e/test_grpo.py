@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -48,7 +49,7 @@ def test_what_metrics_jsonl_holds(tmp_path):
     assert [row["step"] for row in rows] == [0, 1, 2]
     assert {"reward_mean", "generation_s", "train_s", "refit_s", "hit_rate", "router_us_p99", "kl"} <= set(rows[1])
     assert [("validation_accuracy" in row) for row in rows] == [True, False, True]
-    assert [row["weight_version"] for row in rows[1:]] == [1, 2]  # those of the step before
+    assert [row["weight_version"] for row in rows[1:]] == [0, 1]  # those behind the step before
     assert (tmp_path / "log" / "training.png").stat().st_size > 0
     assert (tmp_path / "log" / "config.yaml").exists()
 
@@ -114,6 +115,10 @@ def test_a_resumed_training_is_the_one_that_was_interrupted(tmp_path):
         train(config, interrupt)
     assert [row["step"] for row in read_metrics(tmp_path / "parts" / "log")] == [0, 1, 2, 3]
     config.grpo.router = router_cfg()
+    other = copy.deepcopy(config)
+    other.grpo.seed += 1
+    with pytest.raises(ValueError, match=r"is of another model, dataset or seed: set checkpointing\.checkpoint_dir"):
+        setup(other)
     resumed, same = train(config)
     assert [row["step"] for row in resumed] == [0, 1, 2, 3, 4]
     same_learning(whole, resumed)
@@ -170,9 +175,8 @@ def test_what_cannot_be_trained_is_refused(tmp_path, change, message, caplog):
 def test_a_prompt_too_long_is_refused_with_the_keys_to_set(tmp_path):
     config = sim_training(tmp_path)
     config.data.max_input_seq_length = 100
-    with setup(config) as training, pytest.raises(ValueError, match=r"100 are allowed: set data\.max_input_seq_len"):
-        grpo_train(training)
-    assert training.generation.router is None
+    with pytest.raises(ValueError, match=r"100 are allowed: set data\.max_input_seq_len"):
+        setup(config)
 
 
 @pytest.mark.vllm
@@ -183,7 +187,7 @@ def test_real_engines_sample_from_the_weights_of_each_step(tmp_path):
         before = training.policy.weights()["model.embed_tokens.weight"].clone()
         rows = grpo_train(training)[1:]
         moved = (training.policy.weights()["model.embed_tokens.weight"] - before).abs().max()
-    assert [row["weight_version"] for row in rows] == [1, 2, 3]
+    assert [row["weight_version"] for row in rows] == [0, 1, 2]
     # Every step moves the weights much further than this: engines with those of another step would show it.
     assert max(row["sampled_prob_error"] for row in rows) < 1e-5
     assert moved > 1e-3

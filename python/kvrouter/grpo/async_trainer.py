@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import Future, wait
 from typing import Any
 
+from kvrouter.grpo.checks import check_async
 from kvrouter.grpo.rollout import Episode, Rollout, as_batch, roll_out, sample_seeds
 from kvrouter.grpo.steps import OnStep, last_step, limits, problems_to_sample, refit, run_steps
 from kvrouter.grpo.training import Training
@@ -16,16 +18,17 @@ def async_grpo_train(training: Training, on_step: OnStep | None = None) -> list[
 
     Every step trains on the problems that it would train on in ``grpo_train``, sampled from weights that are at most
     so many steps old; which ones is recorded for each sample (``Episode.weight_version``), and the loss corrects for it
-    (``loss_fn.use_importance_sampling_correction``, without which ``setup`` refuses ``grpo.async_grpo.enabled``).
+    (``loss_fn.use_importance_sampling_correction``, without which this raises ValueError).
     """
+    check_async(training.config)
     return run_steps(training, RolloutsAhead(training), on_step)
 
 
 class RolloutsAhead:
     """Rolls out in the background: all groups of the steps that may be begun with the weights that there are.
 
-    A group (the samples of one prompt) is the unit: its turns are generated in one batch each, and groups do not wait
-    for each other.
+    A group (the samples of one prompt) is the unit: its first turns are decided together, and groups do not wait for
+    each other.
     """
 
     def __init__(self, training: Training) -> None:
@@ -34,18 +37,25 @@ class RolloutsAhead:
         self._last = last_step(training)
         self._next = 0  # step to begin next
         self._taken = 0
+        self._taken_at = 0.0
         self._groups: dict[int, list[Future[list[Episode]]]] = {}
 
     def start(self, step: int) -> None:
         """Begins rollouts of this step and of as many after it as may be."""
         self._next = step
+        self._taken_at = time.perf_counter()
         self._begin_up_to(step + self._settings.max_trajectory_age_steps)
 
     def take(self, step: int) -> Rollout:
         """The step's groups in order, when all are done; raises what a rollout was ended by."""
-        groups = [group.result() for group in self._groups.pop(step)]
+        groups = [group.result() for group in self._groups[step]]
+        del self._groups[step]
         self._taken = step
-        return as_batch([episode for group in groups for episode in group], self._training.tokenizer.pad_id)
+        now, since = time.perf_counter(), self._taken_at
+        self._taken_at = now
+        return as_batch(
+            [episode for group in groups for episode in group], self._training.tokenizer.pad_id, now - since
+        )
 
     def refit(self) -> None:
         """Gives the engines new weights: between two tokens of what is under way, or after it; then goes further ahead.

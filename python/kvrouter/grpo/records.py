@@ -39,7 +39,7 @@ class TrainingLog:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._config = config
         self._console = console or Console()
-        self._boards = _boards(config, self.folder)
+        self._boards = _boards(config, self.folder, first_step)
         OmegaConf.save(OmegaConf.create(asdict(config)), self.folder / "config.yaml")
         self.rows = _kept(self.folder / "metrics.jsonl", first_step)
         self._metrics = _rewritten(self.folder / "metrics.jsonl", self.rows)
@@ -61,14 +61,15 @@ class TrainingLog:
         """A line a sample into ``rollouts.jsonl``, if that is wanted."""
         if self._rollouts is None:
             return
-        for episode, advantage in zip(rollout.episodes, advantages.tolist(), strict=True):
+        versions = rollout.weight_version.tolist()
+        for episode, advantage, version in zip(rollout.episodes, advantages.tolist(), versions, strict=True):
             line = {
                 "step": step,
                 "question": episode.problem.questions[-1][-40:],
                 "responses": episode.responses,
                 "reward": episode.reward,
                 "advantage": advantage,
-                "weight_version": episode.weight_version,
+                "weight_version": version,
                 "workers": episode.workers,
                 "prompt_tokens": episode.prompt_tokens,
                 "cached_tokens": episode.cached_tokens,
@@ -143,22 +144,23 @@ def _line(row: Mapping[str, Any]) -> str:
 # --- boards ---
 
 
-def _boards(config: MasterConfig, folder: Path) -> list[Board]:
+def _boards(config: MasterConfig, folder: Path, first_step: int) -> list[Board]:
     boards: list[Board] = []
     if config.logger.tensorboard_enabled:
-        boards.append(_TensorBoard(folder / "tensorboard"))
+        boards.append(_TensorBoard(folder / "tensorboard", first_step))
     if config.logger.wandb_enabled:
         boards.append(_WeightsAndBiases(config, folder))
     return boards
 
 
 class _TensorBoard:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, first_step: int) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise ValueError("logger.tensorboard_enabled: pip install tensorboard, or set it to false") from None
-        self._writer = SummaryWriter(str(folder))
+        # What a training left behind that this one resumes, or replaces, is not shown beside it.
+        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else 0)
 
     def write(self, figures: Mapping[str, float], step: int) -> None:
         for name, value in figures.items():

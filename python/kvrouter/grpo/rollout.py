@@ -47,9 +47,11 @@ class Episode:
 
     tokens, sampled, is_response: of the conversation so far; ``sampled`` are the engine's log-probabilities of
         responses, 0 for what was given.
-    weight_version: of the weights that its first turn was begun with.
-    workers: those that its turns went to.
-    prompt_tokens, cached_tokens: summed over its turns, by the engines' own count.
+    weight_version: of the weights that its engine had when its first turn came there.
+    workers, overlap_blocks, router_s: of each turn, the worker that served it, the leading blocks that the router
+        believed it to hold (None: not the router's choice), and how long the decision took.
+    prompt_lengths: tokens of each turn's prompt.
+    cached_tokens: summed over its turns, by the engines' own count.
     truncated: a response was ended by its length, or the conversation by ``max_input_tokens``.
     """
 
@@ -61,11 +63,18 @@ class Episode:
     correct: list[bool] = field(default_factory=list)
     responses: list[str] = field(default_factory=list)
     workers: list[int] = field(default_factory=list)
+    overlap_blocks: list[int | None] = field(default_factory=list)
+    router_s: list[float] = field(default_factory=list)
+    prompt_lengths: list[int] = field(default_factory=list)
     weight_version: int = 0
-    prompt_tokens: int = 0
     cached_tokens: int = 0
     truncated: bool = False
     over: bool = False
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Summed over its turns."""
+        return sum(self.prompt_lengths)
 
     @property
     def reward(self) -> float:
@@ -100,10 +109,7 @@ async def roll_out(
     for problem in problems:
         prompt = tokenizer.encode(problem.prompt)
         if len(prompt) > limits.max_input_tokens:
-            raise ValueError(
-                f"a prompt has {len(prompt)} tokens, and {limits.max_input_tokens} are allowed: set "
-                "data.max_input_seq_length, or policy.max_total_sequence_length and policy.generation.max_new_tokens"
-            )
+            raise ValueError(f"a prompt has {len(prompt)} tokens, and {limits.max_input_tokens} are allowed")
         episode = Episode(problem.first_turns(limits.max_turns), [], [], [])
         episode.add(prompt)
         episodes.append(episode)
@@ -177,10 +183,12 @@ def _take(episode: Episode, result: Any, row: int) -> list[int]:
     start, end = len(episode.tokens), int(result["unpadded_sequence_lengths"][row])
     if not episode.responses:
         episode.weight_version = int(result["weight_version"][row])
-    episode.prompt_tokens += start
+    episode.prompt_lengths.append(start)
     episode.cached_tokens += int(result["num_cached_tokens"][row])
     episode.truncated |= bool(result["truncated"][row])
     episode.workers.append(int(result["gen_leader_worker_idx"][row]))
+    episode.overlap_blocks.append(result["overlap_blocks"][row])
+    episode.router_s.append(float(result["router_s"][row]))
     tokens: list[int] = result["output_ids"][row, start:end].tolist()
     episode.add(tokens, result["logprobs"][row, start:end].tolist())
     return tokens
@@ -190,6 +198,7 @@ def _take(episode: Episode, result: Any, row: int) -> list[int]:
 class Rollout:
     """B episodes as a batch.
 
+    seconds: what they took; of rollouts beside training, the time since the last ones were taken.
     sampled: [B, W] log-probabilities by the engine, 0 but for responses.
     rewards: [B].  truncated: [B] bool.  weight_version: [B].
     """
@@ -200,9 +209,10 @@ class Rollout:
     rewards: torch.Tensor
     truncated: torch.Tensor
     weight_version: torch.Tensor
+    seconds: float
 
 
-def as_batch(episodes: Sequence[Episode], pad_id: int) -> Rollout:
+def as_batch(episodes: Sequence[Episode], pad_id: int, seconds: float) -> Rollout:
     """Episodes, right-padded to the longest."""
     ids, lengths = pad_rows([episode.tokens for episode in episodes], pad_id)
     sampled, mask = torch.zeros(ids.shape), torch.zeros(ids.shape, dtype=torch.bool)
@@ -216,6 +226,7 @@ def as_batch(episodes: Sequence[Episode], pad_id: int) -> Rollout:
         torch.tensor([episode.reward for episode in episodes]),
         torch.tensor([episode.truncated for episode in episodes]),
         torch.tensor([episode.weight_version for episode in episodes]),
+        seconds,
     )
 
 

@@ -220,7 +220,7 @@ class DatasetConfig:
 
 @dataclass
 class DataConfig:
-    """max_input_seq_length: a longer prompt is an error, not cut.  validation: null for the training set's kind."""
+    """max_input_seq_length: a longer prompt is an error, not cut."""
 
     max_input_seq_length: int | None = None
     shuffle: bool = True
@@ -273,10 +273,13 @@ class LoggerConfig:
 
 @dataclass
 class CheckpointingConfig:
-    """Every ``save_period`` steps and at the end; the newest ``keep_top_k`` are kept (null: all)."""
+    """Every ``save_period`` steps and at the end; the newest ``keep_top_k`` are kept (null: all).
+
+    checkpoint_dir: null: ``checkpoints`` in ``logger.log_dir``.
+    """
 
     enabled: bool = False
-    checkpoint_dir: str = "out/grpo/checkpoints"
+    checkpoint_dir: str | None = None
     save_period: int = 10
     keep_top_k: int | None = 2
 
@@ -311,6 +314,8 @@ ONLY_VALUE: dict[str, Any] = {
     # Engines bind ports themselves and say which.
     "grpo.router.worker_addresses": None,
     "grpo.router.worker_ports": None,
+    "policy.generation.router_cfg.worker_addresses": None,
+    "policy.generation.router_cfg.worker_ports": None,
     "grpo.reward_scaling.enabled": False,
     "grpo.reward_shaping.enabled": False,
     "policy.dtensor_cfg.enabled": False,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from kvrouter.grpo.advantages import group_relative_advantages
@@ -15,7 +16,8 @@ from kvrouter.grpo.checkpoint import save_checkpoint
 from kvrouter.grpo.data import Problem, problems_of_step
 from kvrouter.grpo.records import TrainingLog
 from kvrouter.grpo.rollout import Limits, Rollout, roll_out
-from kvrouter.grpo.training import Training
+from kvrouter.grpo.training import Training, checkpoint_folder, fingerprint, max_input_tokens
+from kvrouter.prediction import expected_cached_tokens
 from kvrouter.ray import background
 
 logger = logging.getLogger("kvrouter.grpo")
@@ -62,10 +64,12 @@ def run_steps(training: Training, source: RolloutSource, on_step: OnStep | None 
     The router is started if it does not run, and ended when this returns or raises.
     """
     config = training.config
-    log = TrainingLog(config, training.first_step)
+    log = None
     try:
+        log = TrainingLog(config, training.first_step)
         training.generation.prepare_for_generation()
         refit(training)
+        training.first_version = training.generation.weight_version
         last = last_step(training)
         if config.grpo.val_at_start and training.first_step == 0:
             log.step({"step": 0, "validation_accuracy": validate(training)})
@@ -78,9 +82,9 @@ def run_steps(training: Training, source: RolloutSource, on_step: OnStep | None 
             log.step(row)
             if config.checkpointing.enabled and (step == last or _due(step, config.checkpointing.save_period)):
                 save_checkpoint(
-                    config.checkpointing.checkpoint_dir,
+                    checkpoint_folder(config),
                     step,
-                    {"policy": training.policy.state()},
+                    {"policy": training.policy.state(), "of": fingerprint(config)},
                     config.checkpointing.keep_top_k,
                 )
             if on_step is not None:
@@ -91,7 +95,8 @@ def run_steps(training: Training, source: RolloutSource, on_step: OnStep | None 
             source.close()
         finally:
             background.run(training.generation.stop_router())
-            log.close()
+            if log is not None:
+                log.close()
 
 
 def last_step(training: Training) -> int:
@@ -111,7 +116,9 @@ def _train_step(training: Training, source: RolloutSource, step: int, log: Train
     grpo, policy = training.config.grpo, training.policy
     with timed("generation"):
         rollout = source.take(step)
-    router = training.generation.get_step_metrics()
+    # Which steps' weights each sample was begun with: those behind step 0, 1, ...
+    rollout.weight_version += training.first_step - training.first_version
+    router = {**training.generation.get_step_metrics(), **router_figures(rollout, training)}
     advantages = group_relative_advantages(
         rollout.rewards,
         grpo.num_generations_per_prompt,
@@ -130,14 +137,13 @@ def _train_step(training: Training, source: RolloutSource, step: int, log: Train
     with timed("refit"):
         source.refit()
     log.rollout(step, rollout, advantages)
-    # Updates are counted from the first of this training, after ``first_step`` steps.
-    age = step - training.first_step - rollout.weight_version
+    age = step - 1 - rollout.weight_version
     return {
         "step": step,
         "reward_mean": float(rollout.rewards.mean()),
         "reward_std": float(rollout.rewards.std()) if len(rollout.rewards) > 1 else 0.0,
         **learned,
-        **_rollout_figures(rollout, previous, timed.seconds["generation_s"]),
+        **_rollout_figures(rollout, previous),
         "weight_version": int(rollout.weight_version.min()),
         "trajectory_age_mean": float(age.float().mean()),
         "trajectory_age_max": int(age.max()),
@@ -148,7 +154,7 @@ def _train_step(training: Training, source: RolloutSource, step: int, log: Train
     }
 
 
-def _rollout_figures(rollout: Rollout, previous: torch.Tensor, seconds: float) -> dict[str, Any]:
+def _rollout_figures(rollout: Rollout, previous: torch.Tensor) -> dict[str, Any]:
     """Figures of a rollout; ``sampled_prob_error``: mean of |p(engine) - p(policy)| over the responses' tokens."""
     mask = rollout.batch.mask
     error = (rollout.sampled.exp() - previous.exp()).abs()[mask]
@@ -156,7 +162,7 @@ def _rollout_figures(rollout: Rollout, previous: torch.Tensor, seconds: float) -
     cached_tokens = sum(episode.cached_tokens for episode in rollout.episodes)
     generated = sum(sum(episode.is_response) for episode in rollout.episodes)
     return {
-        "tokens_per_s": (prompt_tokens + generated) / seconds,
+        "tokens_per_s": (prompt_tokens + generated) / rollout.seconds,
         "prompt_tokens": prompt_tokens,
         "generated_tokens": generated,
         "turns_mean": sum(len(episode.responses) for episode in rollout.episodes) / len(rollout.episodes),
@@ -166,15 +172,39 @@ def _rollout_figures(rollout: Rollout, previous: torch.Tensor, seconds: float) -
     }
 
 
+def router_figures(rollout: Rollout, training: Training) -> dict[str, float]:
+    """The router's part in a rollout; nothing where it had none.
+
+    ``router/decisions``: turns that it chose the worker of; ``router/decision_us_p50`` and ``_p99``: how long these
+    waited for it, microseconds; ``router/predicted_hit_rate``: share of their prompts that it believed to be cached.
+    """
+    block_size = training.generation.worker_group.block_size
+    waits, expected, tokens = [], 0, 0
+    for episode in rollout.episodes:
+        for length, overlap, wait_s in zip(
+            episode.prompt_lengths, episode.overlap_blocks, episode.router_s, strict=True
+        ):
+            if overlap is not None:
+                waits.append(wait_s * 1e6)
+                tokens += length
+                expected += expected_cached_tokens(overlap, length, block_size)
+    if not waits:
+        return {"router/decisions": 0.0}
+    p50, p99 = np.percentile(waits, (50, 99)).tolist()
+    return {
+        "router/decisions": float(len(waits)),
+        "router/decision_us_p50": p50,
+        "router/decision_us_p99": p99,
+        "router/predicted_hit_rate": expected / tokens,
+    }
+
+
 # --- what both sources of rollouts need ---
 
 
 def limits(training: Training) -> Limits:
     """Of an episode, as the config has them."""
-    config = training.config
-    room = config.policy.max_total_sequence_length - config.policy.generation.max_new_tokens
-    limit = config.data.max_input_seq_length
-    return Limits(room if limit is None else min(room, limit), config.grpo.max_rollout_turns)
+    return Limits(max_input_tokens(training.config), training.config.grpo.max_rollout_turns)
 
 
 def problems_to_sample(training: Training, step: int) -> list[Problem]:
@@ -192,7 +222,10 @@ def refit(training: Training, keep_kv_cache: bool = False) -> None:
     Prefix caches and the router's index are emptied before this returns, or kept with ``keep_kv_cache``.
     """
     if not training.generation.update_weights(training.policy.weights(), keep_kv_cache=keep_kv_cache):
-        logger.warning("a worker did not take the new weights: it gets them before it serves again")
+        logger.warning(
+            "a worker did not take the new weights, or did not empty its cache: if it is lost, it gets them before it "
+            "serves again; else see its log"
+        )
 
 
 def validate(training: Training) -> float:
@@ -217,5 +250,5 @@ def validate(training: Training) -> float:
         right += [correct for episode in episodes for correct in episode.correct]
         for episode in episodes[: max(0, training.config.logger.num_val_samples_to_print - start)]:
             logger.info("...%s -> %s", episode.problem.questions[-1][-20:], episode.responses)
-    training.generation.get_step_metrics()  # the router's figures of a step are its rollouts'
+    training.generation.get_step_metrics()  # of the requests here, which are no step's
     return sum(right) / asked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from kvrouter.grpo.rollout import Rollout, as_batch, roll_out, sample_seeds
@@ -33,6 +34,7 @@ class _OneAfterTheOther:
     def take(self, step: int) -> Rollout:
         """All of the step's samples in one batch, so that the router decides with all of them in view."""
         training = self._training
+        began = time.perf_counter()
         problems = problems_to_sample(training, step)
         episodes = background.run(
             roll_out(
@@ -44,7 +46,7 @@ class _OneAfterTheOther:
                 seeds=sample_seeds(training.config.grpo.seed, step, len(problems)),
             )
         )
-        return as_batch(episodes, training.tokenizer.pad_id)
+        return as_batch(episodes, training.tokenizer.pad_id, time.perf_counter() - began)
 
     def refit(self) -> None:
         """With nothing under way, caches are always emptied."""

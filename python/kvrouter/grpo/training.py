@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -33,7 +34,8 @@ WARMUP_SEED = 1000
 class Training:
     """All that a training is made of; ends engines and router when it is left as a context.
 
-    first_step: steps done before, by a training that this one resumes.
+    first_step: steps done before, by a training that this one resumes; first_version: the engines' number of the
+        weights behind it.
     """
 
     config: MasterConfig
@@ -45,6 +47,7 @@ class Training:
     validation: list[Problem]
     environment: Environment
     first_step: int = 0
+    first_version: int = 0
     warmup: dict[str, float] = field(default_factory=dict)
 
     def close(self) -> None:
@@ -78,6 +81,7 @@ def setup(config: MasterConfig) -> Training:
     # All that may be wrong with the config is found before minutes are spent on warm-up and engines.
     generation_config = generation_settings(config, model_path, tokenizer)
     check_generation_config(generation_config)
+    _check_prompts(config, train, validation, tokenizer)
     policy = Policy(config.policy, model_path, random_weights=is_tiny)
     first_step, warmup = _resume_or_warm_up(config, policy, validation, environment, tokenizer)
     engines = config.policy.generation.colocated.resources.gpus_per_node or config.cluster.gpus_per_node
@@ -87,7 +91,35 @@ def setup(config: MasterConfig) -> Training:
     except BaseException:
         cluster.shutdown()
         raise
-    return Training(config, cluster, generation, policy, tokenizer, train, validation, environment, first_step, warmup)
+    return Training(
+        config, cluster, generation, policy, tokenizer, train, validation, environment, first_step, warmup=warmup
+    )
+
+
+def _check_prompts(
+    config: MasterConfig, train: Sequence[Problem], validation: Sequence[Problem], tokenizer: TextTokenizer
+) -> None:
+    """Raises ValueError, naming the keys, for data that cannot be trained on."""
+    longest = max(len(tokenizer.encode(problem.prompt)) for problem in [*train, *validation])
+    allowed = max_input_tokens(config)
+    if longest > allowed:
+        raise ValueError(
+            f"a prompt has {longest} tokens, and {allowed} are allowed: set data.max_input_seq_length, or "
+            "policy.max_total_sequence_length and policy.generation.max_new_tokens"
+        )
+    grpo = config.grpo
+    if grpo.max_num_epochs is not None and grpo.max_num_epochs * len(train) < grpo.num_prompts_per_step:
+        raise ValueError(
+            f"grpo.max_num_epochs ({grpo.max_num_epochs}) of {len(train)} problems are less than one step's "
+            f"grpo.num_prompts_per_step ({grpo.num_prompts_per_step})"
+        )
+
+
+def max_input_tokens(config: MasterConfig) -> int:
+    """Of a prompt, at most."""
+    room = config.policy.max_total_sequence_length - config.policy.generation.max_new_tokens
+    limit = config.data.max_input_seq_length
+    return room if limit is None else min(room, limit)
 
 
 def generation_settings(config: MasterConfig, model_path: str, tokenizer: TextTokenizer) -> dict[str, Any]:
@@ -95,7 +127,7 @@ def generation_settings(config: MasterConfig, model_path: str, tokenizer: TextTo
     settings: dict[str, Any] = asdict(config.policy.generation)
     stops = {tokenizer.eos_id, *(settings["stop_token_ids"] or ())}
     if config.data.train.dataset_name != "jsonl":
-        stops.update(tokenizer.encode(END_OF_ANSWER))
+        stops.add(end_of_answer(tokenizer))
     settings.update(
         model_name=model_path,
         stop_token_ids=sorted(stops),
@@ -122,6 +154,17 @@ def generation_settings(config: MasterConfig, model_path: str, tokenizer: TextTo
     return settings
 
 
+def end_of_answer(tokenizer: TextTokenizer) -> int:
+    """The token that ends an answer of the arithmetic datasets."""
+    answer, ended = tokenizer.encode("0"), tokenizer.encode(f"0{END_OF_ANSWER}")
+    if len(ended) != len(answer) + 1 or ended[:-1] != answer:
+        raise ValueError(
+            "policy.tokenizer.name: the tokenizer has no token of its own for the end of a line, which the arithmetic "
+            "datasets need: use data.train.dataset_name=jsonl"
+        )
+    return ended[-1]
+
+
 def _tiny_model(config: MasterConfig) -> str:
     tiny = config.policy.tiny
     folder = Path(config.logger.log_dir) / "tiny_model"
@@ -131,6 +174,24 @@ def _tiny_model(config: MasterConfig) -> str:
     return str(model.path)
 
 
+def checkpoint_folder(config: MasterConfig) -> Path:
+    """Where checkpoints are."""
+    return Path(config.checkpointing.checkpoint_dir or Path(config.logger.log_dir) / "checkpoints")
+
+
+def fingerprint(config: MasterConfig) -> str:
+    """What a training must have in common with the one that it resumes."""
+    policy, grpo = config.policy, config.grpo
+    parts = (
+        policy.model_name,
+        asdict(policy.tiny) if policy.model_name == "tiny" else None,
+        asdict(config.data.train),
+        config.data.shuffle,
+        (grpo.seed, grpo.num_prompts_per_step, grpo.num_generations_per_prompt),
+    )
+    return json.dumps(parts)
+
+
 def _resume_or_warm_up(
     config: MasterConfig,
     policy: Policy,
@@ -138,8 +199,14 @@ def _resume_or_warm_up(
     environment: Environment,
     tokenizer: TextTokenizer,
 ) -> tuple[int, dict[str, float]]:
-    state = load_newest(config.checkpointing.checkpoint_dir) if config.checkpointing.enabled else None
+    folder = checkpoint_folder(config)
+    state = load_newest(folder) if config.checkpointing.enabled else None
     if state is not None:
+        if state.get("of") != fingerprint(config):
+            raise ValueError(
+                f"the checkpoint in {folder} is of another model, dataset or seed: set checkpointing.checkpoint_dir or "
+                "logger.log_dir, or remove it"
+            )
         policy.load_state(state["policy"])
         logger.info("resuming after step %d", state["step"])
         return int(state["step"]), {}

@@ -124,15 +124,26 @@ class EngineFleet(RayWorkerGroup):
 
         preempt_running: requests under way give their blocks back and compute anew; else their end is waited for.
         """
-        router = self._router
-        if router is not None:
-            # First: a quick worker would otherwise have said that it is cleared before anybody waits for that.
-            await router.reset(until_cleared=True)
-        outcomes = await self._each("reset_prefix_cache", RESET_TIMEOUT_S, preempt_running)
-        for worker, outcome in enumerate(outcomes):
-            if outcome is not True and router is not None:
-                await router.reset(worker)
+        outcomes = await self._each_emptying("reset_prefix_cache", RESET_TIMEOUT_S, preempt_running)
         return all(outcome is True for outcome in outcomes)
+
+    async def _each_emptying(self, method: str, *args: Any) -> list[Any]:
+        """``_each`` with a method that empties caches, and says True when it has; the router is told."""
+        router = self._router
+        if router is None:
+            return await self._each(method, *args)
+        # First: a quick worker would otherwise have said that it is cleared before anybody waits for that.
+        await router.reset(until_cleared=True)
+        emptied: set[int] = set()
+        try:
+            outcomes = await self._each(method, *args)
+            emptied.update(worker for worker, outcome in enumerate(outcomes) if outcome is True)
+            return outcomes
+        finally:
+            # Nobody will say of the others that they are cleared.
+            for worker in range(self.dp_size):
+                if worker not in emptied:
+                    await router.reset(worker)
 
     async def update_weights(
         self, state_dict: Mapping[str, Any] | None = None, path: str | None = None, keep_kv_cache: bool = False
@@ -148,9 +159,9 @@ class EngineFleet(RayWorkerGroup):
         reference = ray.put(WeightSource(version, path, state_dict))
         self.weight_version = version
         self._recovery.weights = reference
-        outcomes = await self._each("update_weights", reference)
-        fresh = keep_kv_cache or await self.reset_prefix_caches(preempt_running=True)
-        return fresh and all(outcome == version for outcome in outcomes)
+        each = self._each if keep_kv_cache else self._each_emptying
+        outcomes = await each("update_weights", reference, not keep_kv_cache)
+        return all(outcome is True for outcome in outcomes)
 
     def receive_weights(self, info: Mapping[str, Any]) -> list[Any]:
         """Has every worker receive broadcast weights; returns the ObjectRefs, whose results are the new version."""

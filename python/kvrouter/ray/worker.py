@@ -239,11 +239,19 @@ class VllmGenerationWorker:
             await asyncio.sleep(RESET_POLL_S)
         return True
 
-    async def update_weights(self, source: WeightSource) -> int:
-        """Loads new weights; returns their version."""
-        await self._serving().load_weights(source)
-        self._weight_version = source.version
-        return source.version
+    async def update_weights(self, source: WeightSource, empty_cache: bool = False) -> bool:
+        """Loads new weights between two engine steps; False when the cache was to be emptied, and is not.
+
+        empty_cache: no token is computed from blocks of the old weights any more: requests under way compute anew.
+        """
+        engine = self._serving()
+        await engine.pause()
+        try:
+            await engine.load_weights(source)
+            self._weight_version = source.version
+            return not empty_cache or await engine.reset_prefix_cache(preempt_running=True)
+        finally:
+            await engine.resume()
 
     async def init_collective(self, ip: str, port: int, first_rank: int, world_size: int) -> None:
         """Joins the group in which the trainer (rank 0) broadcasts weights."""

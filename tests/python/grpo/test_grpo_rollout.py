@@ -50,6 +50,8 @@ class Echo:
             "num_cached_tokens": torch.tensor(lengths) - 1,
             "weight_version": torch.full((size,), self.version),
             "gen_leader_worker_idx": [self.version % 2] * size,
+            "overlap_blocks": [None] * size,
+            "router_s": torch.zeros(size),
         }
 
     async def generate_async(self, data, greedy=False):
@@ -75,7 +77,7 @@ def test_an_episode_is_its_conversation(problems, length, max_turns):
     seeds = list(range(100, 100 + len(problems)))
     limits = Limits(10_000, max_turns)
     episodes = asyncio.run(roll_out(generation, ENVIRONMENT, problems, TOKENIZER, limits, seeds=seeds))
-    rollout = as_batch(episodes, TOKENIZER.pad_id)
+    rollout = as_batch(episodes, TOKENIZER.pad_id, 1.0)
     for row, (episode, problem) in enumerate(zip(episodes, problems, strict=True)):
         text, prompt_tokens = problem.prompt, 0
         turns = min(max_turns, len(problem.answers))

@@ -159,6 +159,14 @@ class Engine(ABC):
         """Prompt tokens looked up in, and taken from, the prefix cache since the start."""
 
     @abstractmethod
+    async def pause(self) -> None:
+        """Computes nothing until ``resume``; requests wait."""
+
+    @abstractmethod
+    async def resume(self) -> None:
+        """Goes on after ``pause``."""
+
+    @abstractmethod
     async def load_weights(self, source: WeightSource) -> None:
         """Replaces the weights.  The prefix cache is left as it is."""
 

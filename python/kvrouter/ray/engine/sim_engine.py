@@ -150,6 +150,12 @@ class SimulatedEngine(Engine):
             counters = parse_counters(await response.text())
         return int(counters.queries), int(counters.hits)
 
+    async def pause(self) -> None:
+        """Its tokens depend on no weights: there is nothing to wait for."""
+
+    async def resume(self) -> None:
+        """See ``pause``."""
+
     async def load_weights(self, source: WeightSource) -> None:
         """Nothing to load."""
 

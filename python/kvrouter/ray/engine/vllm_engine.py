@@ -158,6 +158,14 @@ class VllmEngine(Engine):
         """Looked-up and hit tokens so far."""
         return self._counters.queries, self._counters.hits
 
+    async def pause(self) -> None:
+        """Freezes all requests where they are."""
+        await self._alive(self._llm.pause_generation(mode="keep", clear_cache=False))
+
+    async def resume(self) -> None:
+        """Goes on with them."""
+        await self._alive(self._llm.resume_generation())
+
     async def load_weights(self, source: WeightSource) -> None:
         """Every rank reads the checkpoint; a state dict reaches them as a file in shared memory."""
         if source.path is not None:
