@@ -155,17 +155,20 @@ void InFlight::on_load(double now, WorkerId worker, const WorkerLoad& said, std:
   if (version == account.load_version) return;
   account.load_version = version;
   while (account.first != kNone && now - entries_[account.first].sent_at > kExpiry) remove(account.first);
-  // Those that the worker must know of, and does not count any more, are done.  While completions are reported, they
-  // are those of some sender who reports none.
-  const bool feedback = now - last_completion_ < kFeedbackPause;
-  const double least_age = feedback ? kFeedbackPause : kMessageAge;
   const std::int64_t known = said.waiting + said.running;
-  if (account.count > known) {
+  if (now - last_completion_ < kFeedbackPause) {
+    // The account is exact, but for what was sent by others who report nothing.
+    if (known >= account.count) return;
     std::int64_t old = 0;
-    for (Index i = account.first; i != kNone && now - entries_[i].sent_at > least_age; i = entries_[i].next) ++old;
+    for (Index i = account.first; i != kNone && now - entries_[i].sent_at > kFeedbackPause; i = entries_[i].next) ++old;
     for (; old > known; --old) remove(account.first);
+    return;
   }
-  if (feedback) return;  // the rest of the account is exact
+  // Those that the worker must know of, and does not count any more, are done.
+  std::int64_t surplus = account.count - known;
+  while (surplus-- > 0 && account.first != kNone && now - entries_[account.first].sent_at > kMessageAge) {
+    remove(account.first);
+  }
   // What runs is prefilled, or about to be.
   std::int64_t prefilled = account.count - said.waiting;
   for (Index i = account.first; i != kNone && prefilled-- > 0; i = entries_[i].next) {

@@ -1,7 +1,7 @@
 """The fleet simulator is calibrated: the same requests on real vLLM workers and on simulated ones.
 
 Step times are fitted on other requests than those that are compared, on the same processes, before and after.  A
-machine whose speed changed meanwhile cannot tell 15%: the comparison is made again, and after a few given up, saying so.
+machine whose speed changed meanwhile cannot tell 15%: it is compared again, and after a few times given up, saying so.
 """
 
 from __future__ import annotations
