@@ -2,8 +2,8 @@
 
     python benchmarks/gateway_overhead.py [--requests 400] [--streams 1000]
 
-One simulated worker that answers at once, one client connection each way, prompts of 2,048 token ids, streamed; the time
-to the first byte of the first event.  Then 1,000 streams at once through the gateway, and its memory meanwhile.
+One simulated worker that answers at once, one client connection each way, prompts of 2,048 token ids, streamed; the
+time to the first byte of the first event.  Then 1,000 streams at once through the gateway, and its memory meanwhile.
 """
 
 from __future__ import annotations
