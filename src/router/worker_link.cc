@@ -25,10 +25,10 @@ WorkerLink::WorkerLink(zmq::context_t& zmq, WorkerId worker, const WorkerEndpoin
       sink_(context.index, worker),
       stream_(context.options.block_size, sink_) {
   if (context.kv_events && !endpoints.kv_events.empty()) {
-    kv_.emplace(zmq, Channel::Kind::kKvEvents, endpoints.kv_events, 2 * std::size_t{worker});
+    kv_.emplace(zmq, Channel::Kind::kKvEvents, endpoints.kv_events, context.first_channel);
   }
   if (!endpoints.load.empty()) {
-    load_.emplace(zmq, Channel::Kind::kLoad, endpoints.load, 2 * std::size_t{worker} + 1);
+    load_.emplace(zmq, Channel::Kind::kLoad, endpoints.load, context.first_channel + 1);
   }
 }
 
