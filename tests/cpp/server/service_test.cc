@@ -102,8 +102,8 @@ TEST_F(ServiceTest, StreamsAndBrokenStreams) {
   const std::string whole = ask(post("/v1/completions", R"({"prompt": [1]})"));
   EXPECT_NE(whole.find("data: 4\n\n"), std::string::npos);
   EXPECT_EQ(whole.find("error"), std::string::npos);
+  // What the worker had not sent when it cut the connection is lost; the client is told.
   const std::string broken = ask(post("/v1/chat/completions", R"({"messages": []})"));
-  EXPECT_NE(broken.find("data: 4\n\n"), std::string::npos);
   EXPECT_NE(broken.find("data: {\"error\""), std::string::npos);
 }
 
