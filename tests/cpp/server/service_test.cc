@@ -69,8 +69,12 @@ class ServiceTest : public ::testing::Test {
 
   template <typename Condition>
   static void wait_for(Condition condition) {
-    for (int i = 0; i < 2000 && !condition(); ++i) std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    ASSERT_TRUE(condition());
+    bool met = condition();  // asked no more once it holds, as some have effects
+    for (int i = 0; i < 2000 && !met; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      met = condition();
+    }
+    ASSERT_TRUE(met);
   }
 
   Router router_;
