@@ -2,8 +2,8 @@
 
     python benchmarks/gateway_overhead.py [--requests 400] [--streams 1000]
 
-One simulated worker that answers at once, one client connection each way, prompts of 2,048 token ids, streamed; the time
-to the first byte of the first event.  Then 1,000 streams at once through the gateway, and its memory meanwhile.
+One simulated worker that answers at once, one client connection each way, prompts of 2,048 token ids, streamed; the
+time to the first byte of the first event.  Then 1,000 streams at once through the gateway, and its memory meanwhile.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def first_byte_s(connection: http.client.HTTPConnection, body: bytes) -> float:
     begin = time.perf_counter()
     connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
     answer = connection.getresponse()
+    assert answer.status == 200, answer.status
     answer.read(1)
     taken = time.perf_counter() - begin
     answer.read()
@@ -75,8 +76,8 @@ def resident_mib(pid: int) -> float:
     return 0.0
 
 
-async def many_streams(gateway: str, pid: int, streams: int) -> None:
-    """``streams`` at once, twice; prints the gateway's memory before, during and after each round."""
+async def many_streams(gateway: str, pid: int, streams: int, rounds: int) -> None:
+    """``streams`` at once, ``rounds`` times; prints the gateway's memory before, during and after each round."""
     prompt: list[int] = list(range(64))
     body: dict[str, Any] = {"model": "sim", "prompt": prompt, "max_tokens": 64, "stream": True}
 
@@ -84,7 +85,7 @@ async def many_streams(gateway: str, pid: int, streams: int) -> None:
         async with session.post(f"{gateway}/v1/completions", json=body) as answer:
             return (await answer.read()).count(b"data: ")
 
-    for number in range(3):
+    for number in range(rounds):
         before, most = resident_mib(pid), 0.0
         begin = time.perf_counter()
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
@@ -104,6 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--requests", type=int, default=400)
     parser.add_argument("--streams", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     sim = ["kvrouter.sim", "--port", "0", "--time-scale", "0", "--max-num-seqs", "2000"]
     worker, worker_url = start([*sim, "--num-blocks", "8192"], "http://")
@@ -114,7 +116,7 @@ def main() -> None:
         while connect_status(url) != 200:
             time.sleep(0.1)
         compare(worker_url, url, args.requests)
-        asyncio.run(many_streams(url, gateway.pid, args.streams))
+        asyncio.run(many_streams(url, gateway.pid, args.streams, args.rounds))
     finally:
         for process in (gateway, worker):
             process.terminate()

@@ -180,7 +180,7 @@ def _messages(endpoint: str, wait_s: float, prompt: Any = None, most: int = 1) -
             time.sleep(0.3)  # the subscription has to arrive before what it is for
             prompt()
         for _ in range(most):
-            if not subscriber.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            if not subscriber.poll(int(max(0.0, deadline - time.monotonic()) * 1000)):
                 return
             yield subscriber.recv_multipart()
             deadline = min(deadline, time.monotonic() + 0.5)

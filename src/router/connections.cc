@@ -9,6 +9,7 @@
 #include <optional>
 #include <stdexcept>
 #include <thread>
+#include <utility>
 
 #include "load/metrics_scraper.h"
 #include "router/worker_link.h"
@@ -34,8 +35,9 @@ class Connections::Impl {
   Impl(const Context& context, bool kv_events) : context_(context), kv_events_(kv_events) {
     const std::size_t n = context.options.workers.size();
     raise_descriptor_limit(n);
-    // Two channels a worker, each a socket, its monitor, and the socket in which libzmq feeds the monitor.
-    zmq_.set(zmq::ctxopt::max_sockets, static_cast<int>(6 * n + 16));
+    // Two channels a worker, each a socket, its monitor, and the socket in which libzmq feeds the monitor; closed ones
+    // linger.
+    zmq_.set(zmq::ctxopt::max_sockets, static_cast<int>(12 * n + 16));
     const auto started = WorkerLink::Clock::now();
     std::vector<std::string> urls;
     for (WorkerId w = 0; w < n; ++w) {
@@ -101,10 +103,11 @@ class Connections::Impl {
 
   std::unique_ptr<WorkerLink> make_link(WorkerId worker, const WorkerEndpoints& endpoints,
                                         WorkerLink::Clock::time_point started) {
+    const std::size_t first_channel = std::exchange(next_channel_, next_channel_ + 2);
     return std::make_unique<WorkerLink>(
         zmq_, worker, endpoints,
         WorkerLink::Context{context_.options, context_.sinks[worker], context_.loads, context_.notices,
-                            context_.decisions[worker], kv_events_, started});
+                            context_.decisions[worker], kv_events_, first_channel, started});
   }
 
   void wake() {
@@ -197,6 +200,7 @@ class Connections::Impl {
   const bool kv_events_;
   zmq::context_t zmq_;
   std::vector<std::unique_ptr<WorkerLink>> links_;  // after zmq_: sockets close before their context does
+  std::size_t next_channel_ = 0;  // never reused: libzmq frees a closed monitor's address only in its own time
   int wake_ = -1;
   std::atomic<bool> stop_{false};
   std::mutex replacement_mutex_;

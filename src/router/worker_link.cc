@@ -21,10 +21,10 @@ constexpr seconds kNoEventsGrace{30};
 WorkerLink::WorkerLink(zmq::context_t& zmq, WorkerId worker, const WorkerEndpoints& endpoints, const Context& context)
     : worker_(worker), endpoints_(endpoints), context_(context), stream_(context.options.block_size, context.sink) {
   if (context.kv_events && !endpoints.kv_events.empty()) {
-    kv_.emplace(zmq, Channel::Kind::kKvEvents, endpoints.kv_events, 2 * std::size_t{worker});
+    kv_.emplace(zmq, Channel::Kind::kKvEvents, endpoints.kv_events, context.first_channel);
   }
   if (!endpoints.load.empty()) {
-    load_.emplace(zmq, Channel::Kind::kLoad, endpoints.load, 2 * std::size_t{worker} + 1);
+    load_.emplace(zmq, Channel::Kind::kLoad, endpoints.load, context.first_channel + 1);
   }
 }
 

@@ -28,6 +28,7 @@ class WorkerLink {
     Notices& notices;
     const std::atomic<std::uint64_t>& decisions;
     bool kv_events;
+    std::size_t first_channel;  // number of its first channel, unique in the context as the next one is
     Clock::time_point started;
   };
 

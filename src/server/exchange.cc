@@ -252,8 +252,9 @@ void Exchange::on_end(const std::string& error) {
   }
   ++gateway_.counters_.broken_streams;
   if (event_stream_) {
-    reply_->write((at_event_end_ ? "" : "\n\n") + api_error_event(502, "the worker broke off its answer"));
-    reply_->end();
+    const auto reply = reply_;  // a client that does not read may be cut off by the first of these
+    reply->write((at_event_end_ ? "" : "\n\n") + api_error_event(502, "the worker broke off its answer"));
+    reply->end();
   }  // else the reply is dropped, which cuts the connection: its length tells the client that the answer is not whole
   finish(502);
 }

@@ -41,7 +41,8 @@ AccessLevel level_of(const HttpRequest& request) {
   const std::string_view path = request.path;
   if (path == "/" || path == "/health" || path == "/ready") return AccessLevel::kPublic;
   if (path == "/reset") return AccessLevel::kAdmin;
-  if (path.starts_with("/workers")) return request.method == "GET" ? AccessLevel::kApi : AccessLevel::kAdmin;
+  if (path == "/workers" || path.starts_with("/workers/"))
+    return request.method == "GET" ? AccessLevel::kApi : AccessLevel::kAdmin;
   if (path == "/metrics" || path == "/dashboard.json" || path == "/route" || is_router_call(path)) {
     return AccessLevel::kApi;
   }
@@ -60,23 +61,29 @@ class Service::Impl {
 
   ~Impl() {
     stop();
-    // Their sockets go before the server, whose context they belong to.
-    gateway_.reset();
-    tokenizer_.reset();
-    fleet_.reset();
+    clear();
   }
 
   std::uint16_t port() const { return server_.port(); }
   void stop() { server_.stop(); }
 
  private:
+  // Their sockets go before the server, whose context they belong to.
+  void clear() {
+    gateway_.reset();
+    tokenizer_.reset();
+    fleet_.reset();
+  }
+
   HttpService make(boost::asio::io_context& io) {
     fleet_ = std::make_unique<Fleet>(io, router_, options_.fleet);
     tokenizer_ = std::make_unique<Tokenizer>(*fleet_);
     gateway_ = std::make_unique<Gateway>(io, router_, *fleet_, *tokenizer_, log_, options_.gateway);
     for (const WorkerSpec& spec : options_.workers) {
       const Fleet::Added added = fleet_->add(spec);
-      if (!added.error.empty()) throw std::invalid_argument(added.error);
+      if (added.error.empty()) continue;
+      clear();  // before the context goes, whose thread has not begun
+      throw std::invalid_argument(added.error);
     }
     return {[this](HttpRequest&& request, std::shared_ptr<HttpReply> reply) {
               handle(std::move(request), std::move(reply));

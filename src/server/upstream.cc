@@ -2,6 +2,7 @@
 
 #include <array>
 #include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/post.hpp>
 #include <boost/asio/write.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/core/tcp_stream.hpp>
@@ -79,6 +80,8 @@ class Call final : public UpstreamCall, public std::enable_shared_from_this<Call
     open_ = false;
     resolver_.cancel();
     if (link_) link_->stream.close();
+    // One of them may be who calls: they end when it has returned.
+    net::post(pool_->io, [ended = std::move(events_)] {});
     events_ = {};
   }
 

@@ -44,7 +44,8 @@ def vllm_fleet(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) 
     if reason:
         pytest.skip(reason)
     logs = tmp_path_factory.mktemp("vllm-logs")
-    with launch_workers(NUM_WORKERS, engine="vllm", model=tiny_model, log_dir=logs) as fleet:
+    chat = ("--trust-request-chat-template",)  # the model has none of its own
+    with launch_workers(NUM_WORKERS, engine="vllm", model=tiny_model, log_dir=logs, extra_args=chat) as fleet:
         yield fleet
 
 

@@ -69,8 +69,12 @@ class ServiceTest : public ::testing::Test {
 
   template <typename Condition>
   static void wait_for(Condition condition) {
-    for (int i = 0; i < 2000 && !condition(); ++i) std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    ASSERT_TRUE(condition());
+    bool met = condition();  // asked no more once it holds, as some have effects
+    for (int i = 0; i < 2000 && !met; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      met = condition();
+    }
+    ASSERT_TRUE(met);
   }
 
   Router router_;
@@ -102,8 +106,8 @@ TEST_F(ServiceTest, StreamsAndBrokenStreams) {
   const std::string whole = ask(post("/v1/completions", R"({"prompt": [1]})"));
   EXPECT_NE(whole.find("data: 4\n\n"), std::string::npos);
   EXPECT_EQ(whole.find("error"), std::string::npos);
+  // What the worker had not sent when it cut the connection is lost; the client is told.
   const std::string broken = ask(post("/v1/chat/completions", R"({"messages": []})"));
-  EXPECT_NE(broken.find("data: 4\n\n"), std::string::npos);
   EXPECT_NE(broken.find("data: {\"error\""), std::string::npos);
 }
 

@@ -10,8 +10,9 @@ import urllib.request
 
 import pytest
 
-from conftest import BLOCK_SIZE, served, sim_worker, spec_of, wait_for
-from kvrouter.serve import WorkerSpec
+from conftest import BLOCK_SIZE, Client, served, sim_worker, spec_of, wait_for
+from kvrouter.serve import KvService, ServeOptions, WorkerSpec, read_workers_file
+from kvrouter.workers_file import WorkersFile
 
 PROMPT = list(range(10, 10 + 4 * BLOCK_SIZE))
 
@@ -154,7 +155,6 @@ class BreakingServer:
 def breaking(answer, hold=False, **options):
     server = BreakingServer(answer)
     server.hold = hold
-    from conftest import Client
     from kvrouter.serve import KvService, ServeOptions
 
     limits = {"health_interval_s": 0.1} | options
@@ -305,3 +305,45 @@ def test_route_explains(gateway):
     assert batch["overlap_blocks"] == [4, 0]
     for body in ({}, {"tokens": []}, {"tokens": [-1]}, {"requests": [{}]}, {"tokens": [1], "lora_name": 1}, []):
         assert gateway.ask("POST", "/route", body)[0] == 400
+
+
+def test_a_worker_that_is_given_twice_is_said(two_workers):
+    spec = spec_of(two_workers[0])
+    with pytest.raises(ValueError, match="already"):
+        KvService(ServeOptions(workers=[spec, spec], port=0))
+    with pytest.raises(ValueError, match="tcp:nonsense"):
+        KvService(ServeOptions(workers=[WorkerSpec(spec.url, "tcp:nonsense")], port=0))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "host:1",
+        "http://host",
+        "http://host:1/path",
+        "http://h:1,kv_events",
+        "http://h:1,kv_events=5557",
+        "http://h:1,load=tcp://a:1,load=tcp://a:1",
+        "http://h:1,other=tcp://a:1",
+    ],
+)
+def test_a_malformed_worker_is_refused(text):
+    with pytest.raises(ValueError, match="--worker"):
+        WorkerSpec.parse(text)
+
+
+def test_the_workers_file_is_followed(two_workers, tmp_path):
+    file = tmp_path / "workers.json"
+    first, second = (spec_of(worker) for worker in two_workers)
+    file.write_text(json.dumps([vars(first)]))
+    with served(read_workers_file(file)) as client:
+        watched = WorkersFile(file, client.url)
+        for content, urls in (
+            ([vars(first), vars(second)], {first.url, second.url}),
+            ([vars(second)], {second.url}),
+            ("nonsense", {second.url}),
+        ):
+            file.write_text(json.dumps(content))
+            watched.follow()
+            assert {worker["url"] for worker in client.workers()} == urls
