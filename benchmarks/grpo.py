@@ -4,8 +4,8 @@
     python benchmarks/grpo.py                       # writes docs/performance/grpo.{md,json} and a plot a dataset
     python benchmarks/grpo.py conversations --steps 2 --seeds 1 --output out/bench
 
-Each run is ``examples/run_grpo.py`` on two real vLLM workers, in a process of its own; runs that are complete in
-out/bench/grpo are not repeated.
+Each run is ``examples/run_grpo.py`` on two real vLLM workers, in a process of its own.  Runs that are complete in
+out/bench/grpo, with the same config, are not repeated: remove that folder after a change of the code.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ import argparse
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from harness.summary import Spread, spread
+from kvrouter.grpo import MasterConfig, load_config
 from kvrouter.grpo.plots import write_plot
 from kvrouter.grpo.records import read_metrics
 
@@ -46,7 +49,7 @@ DATASETS = {
     ),
     "conversations": Dataset(
         "grpo_conversations.yaml",
-        4,
+        3,
         "16 conversations of 4 to 8 turns, 4 samples of each, that grow from 580 to some 1,100 tokens; the caches (320 "
         "blocks of 64 tokens a worker) hold each of them once, not twice",
     ),
@@ -56,22 +59,26 @@ DATASETS = {
 def run(name: str, arm: str, seed: int, steps: int) -> list[dict[str, Any]]:
     """One training's rows."""
     folder = RUNS / name / f"{arm.replace(' ', '_')}-{seed}"
+    config = f"examples/configs/{DATASETS[name].config}"
+    overrides = [
+        f"logger.log_dir={folder}",
+        f"grpo.router.enabled={ARMS[arm]}",
+        f"grpo.seed={seed}",
+        f"grpo.max_num_steps={steps}",
+    ]
     rows = read_metrics(folder)
-    if not rows or rows[-1]["step"] < steps:
+    if not rows or rows[-1]["step"] != steps or not _is_of(folder, load_config(ROOT / config, overrides)):
         print(f"{name}, seed {seed}, {arm} ...", flush=True)
-        command = [
-            sys.executable,
-            "examples/run_grpo.py",
-            "--config",
-            f"examples/configs/{DATASETS[name].config}",
-            f"logger.log_dir={folder}",
-            f"grpo.router.enabled={ARMS[arm]}",
-            f"grpo.seed={seed}",
-            f"grpo.max_num_steps={steps}",
-        ]
+        command = [sys.executable, "examples/run_grpo.py", "--config", config, *overrides]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         rows = read_metrics(folder)
     return rows
+
+
+def _is_of(folder: Path, config: MasterConfig) -> bool:
+    """Whether the run in this folder had this config."""
+    path = folder / "config.yaml"
+    return path.exists() and OmegaConf.to_container(OmegaConf.load(path)) == asdict(config)
 
 
 def figures(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -160,15 +167,18 @@ def _accuracy(runs: list[dict[str, float]]) -> str:
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("datasets", nargs="*", default=list(DATASETS), choices=[*DATASETS, []])
+    parser.add_argument("datasets", nargs="*", help=f"of {', '.join(DATASETS)}; default: all")
     parser.add_argument("--steps", type=int, help="of each run; default: the dataset's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "performance")
     options = parser.parse_args()
+    unknown = set(options.datasets) - set(DATASETS)
+    if unknown:
+        parser.error(f"there is no dataset {', '.join(sorted(unknown))}; there are {', '.join(DATASETS)}")
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "grpo.json"
     results = json.loads(path.read_text()) if path.exists() else {}
-    for name in options.datasets:
+    for name in options.datasets or DATASETS:
         results[name] = compare(name, options.steps or DATASETS[name].steps, options.seeds, options.output)
         path.write_text(json.dumps(results, indent=1) + "\n")
         (options.output / "grpo.md").write_text(report(results))
