@@ -23,6 +23,7 @@ def write_plot(path: Path, rows: Rows, other: Rows | None = None, labels: tuple[
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     from kvrouter.bench.plot_style import PLOT_STYLE
 
@@ -37,13 +38,14 @@ def write_plot(path: Path, rows: Rows, other: Rows | None = None, labels: tuple[
             axes[0].plot(
                 numbers, [row["reward_mean"] for row in steps], color=color, alpha=0.6, label=f"reward, {name}"
             )
-            axes[0].plot(
-                [row["step"] for row in checked],
-                [row["validation_accuracy"] for row in checked],
-                "o--",
-                color=color,
-                label=f"validation, {name}",
-            )
+            if checked:
+                axes[0].plot(
+                    [row["step"] for row in checked],
+                    [row["validation_accuracy"] for row in checked],
+                    "o--",
+                    color=color,
+                    label=f"validation, {name}",
+                )
             axes[1].plot(numbers, [row["hit_rate"] for row in steps], color=color, label=name)
             axes[2].plot(numbers, [row["generation_s"] for row in steps], color=color, label=name)
         steps = _steps(rows)
@@ -60,6 +62,7 @@ def write_plot(path: Path, rows: Rows, other: Rows | None = None, labels: tuple[
         axes[3].set(title=f"seconds a step, {names[0]}")
         for axis in axes:
             axis.set_xlabel("step")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.legend(fontsize=8)
         figure.savefig(path, dpi=120)
         plt.close(figure)
