@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import pytest
-from ray_support import router_cfg
+from ray_support import router_cfg, wait_until
 
 torch = pytest.importorskip("torch", reason="torch is not installed: run scripts/install_vllm.py")
 pytest.importorskip("transformers", reason="transformers is not installed: run scripts/install_vllm.py")
@@ -68,12 +70,33 @@ class EvenCharacters:
         return Feedback(reward, False, observation)
 
 
+def trainer_of(config):
+    return async_grpo_train if config.grpo.async_grpo.enabled else grpo_train
+
+
+def train_and_kill_a_worker(config):
+    """``train``, with worker 0 killed after the first step; waits until it serves again, in another process."""
+    with setup(config) as training:
+        training.environment = EvenCharacters()
+        worker_group = training.generation.worker_group
+        pid = worker_group.report(0).pid
+
+        def kill(row):
+            if row["step"] == 1:
+                os.kill(pid, signal.SIGKILL)
+
+        rows = trainer_of(config)(training, kill)
+        weights = training.policy.weights()
+        wait_until(lambda: worker_group.is_up(0), "worker 0 to serve again")
+        assert worker_group.report(0).pid != pid
+        return rows, weights
+
+
 def train(config, on_step=None):
     """Trains; returns the rows and the trained weights."""
     with setup(config) as training:
         training.environment = EvenCharacters()
-        trainer = async_grpo_train if config.grpo.async_grpo.enabled else grpo_train
-        rows = trainer(training, on_step)
+        rows = trainer_of(config)(training, on_step)
         assert training.generation.router is None
         return rows, training.policy.weights()
 

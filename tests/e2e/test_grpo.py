@@ -6,7 +6,6 @@ import copy
 import json
 import logging
 import os
-import signal
 from dataclasses import asdict
 
 import numpy as np
@@ -15,7 +14,16 @@ from ray_support import router_cfg, wait_until
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'kvrouter[ray]'")
 
-from grpo_support import EvenCharacters, on_vllm, same_learning, same_weights, sampled, sim_training, train  # noqa: E402
+from grpo_support import (  # noqa: E402
+    EvenCharacters,
+    on_vllm,
+    same_learning,
+    same_weights,
+    sampled,
+    sim_training,
+    train,
+    train_and_kill_a_worker,
+)
 
 from kvrouter.grpo import config_from, grpo_train, setup  # noqa: E402
 from kvrouter.grpo.data import problems_of_step  # noqa: E402
@@ -128,18 +136,7 @@ def test_a_resumed_training_is_the_one_that_was_interrupted(tmp_path):
 
 def test_a_worker_killed_in_mid_training(tmp_path):
     config = sim_training(tmp_path / "killed", steps=4)
-    with setup(config) as training:
-        training.environment = EvenCharacters()
-        pid = training.generation.worker_group.report(0).pid
-
-        def kill(row):
-            if row["step"] == 1:
-                os.kill(pid, signal.SIGKILL)
-
-        rows = grpo_train(training, kill)
-        killed = training.policy.weights()
-        wait_until(lambda: training.generation.worker_group.is_up(0), "worker 0 to serve again")
-        assert training.generation.worker_group.report(0).pid != pid
+    rows, killed = train_and_kill_a_worker(config)
     undisturbed, weights = train(sim_training(tmp_path / "undisturbed", steps=4))
     same_learning(rows, undisturbed)
     assert same_weights(killed, weights)

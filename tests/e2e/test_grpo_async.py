@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 
 import pytest
 from ray_support import cached_blocks, router_cfg, wait_until
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'kvrouter[ray]'")
 
-from grpo_support import EvenCharacters, on_vllm, same_learning, same_weights, sampled, sim_training, train  # noqa: E402
+from grpo_support import (  # noqa: E402
+    EvenCharacters,
+    on_vllm,
+    same_learning,
+    same_weights,
+    sampled,
+    sim_training,
+    train,
+    train_and_kill_a_worker,
+)
 
 from kvrouter.grpo import async_grpo_train, setup  # noqa: E402
 from kvrouter.grpo.async_trainer import RolloutsAhead  # noqa: E402
@@ -101,17 +108,7 @@ def test_a_resumed_training_samples_and_learns_from_the_same_problems(tmp_path):
 
 def test_a_worker_killed_in_mid_training(tmp_path):
     config = async_training(tmp_path / "killed", steps=4, in_flight=True)
-    with setup(config) as training:
-        training.environment = EvenCharacters()
-        pid = training.generation.worker_group.report(0).pid
-
-        def kill(row):
-            if row["step"] == 1:
-                os.kill(pid, signal.SIGKILL)
-
-        rows = async_grpo_train(training, kill)
-        killed = training.policy.weights()
-        wait_until(lambda: training.generation.worker_group.is_up(0), "worker 0 to serve again")
+    rows, killed = train_and_kill_a_worker(config)
     undisturbed, weights = train(async_training(tmp_path / "undisturbed", steps=4, in_flight=True))
     same_learning(rows, undisturbed)
     assert same_weights(killed, weights)
