@@ -27,17 +27,18 @@ logger = logging.getLogger("kvrouter.bench")
 EXIT_FAILED, EXIT_USAGE = 1, 2
 #: Tokens of each prompt, and of them the shared prefix: what the policies' table in docs/policies.md is about.
 PROMPT, PREFIX = 1600, 1536
-WORKLOADS = ("thrash", "hot", "group", "grpo_burst")
+WORKLOADS = ("thrash", "hot", "group", "grpo_burst", "grpo_batch")
 
 
 @dataclass(frozen=True)
 class Load:
-    """A list of requests, and how it is sent: by users, or (0 users) all at once, in one batch."""
+    """Requests, and how they are sent: by users, or (0 users) all at once, decided one by one or in one batch."""
 
     name: str
     tokens: list[Any]
     max_tokens: list[int]
     users: int
+    batch: bool = False
 
     def as_requests(self) -> RequestList:
         """The same for the fleet simulator: prompts that share what these share."""
@@ -58,12 +59,13 @@ def make_load(name: str, num_workers: int, num_blocks: int, scale: float, seed: 
 
     thrash: 32 prefixes for two workers of 448 blocks (6/7 of the fleet's caches), six rounds, shuffled.  hot: 80% share
     one prefix.  group: 16 samples of a prompt, one prompt after the other.  grpo_burst: the same prompts at once, with
-    outputs of long-tailed length.
+    outputs of long-tailed length, each request decided when it comes.  grpo_batch: the same, decided in one call.
     """
     from kvrouter.bench.workloads import Group, Thrash, thrash_num_prefixes
 
     count = max(16, round(192 * scale))
-    rng = np.random.default_rng([seed, *name.encode()])
+    burst = name in ("grpo_burst", "grpo_batch")
+    rng = np.random.default_rng([seed, *(b"grpo_burst" if burst else name.encode())])
     if name == "thrash":
         prefixes = thrash_num_prefixes(num_blocks, num_workers, 64, PREFIX)
         requests = Thrash(count, PROMPT, 16, seed=seed, num_prefixes=prefixes, prefix_len=PREFIX).requests()
@@ -73,14 +75,14 @@ def make_load(name: str, num_workers: int, num_blocks: int, scale: float, seed: 
         for request in requests:
             if rng.random() < 0.8:
                 request.tokens[:PREFIX] = hot
-    elif name in ("group", "grpo_burst"):
+    elif name in ("group", "grpo_burst", "grpo_batch"):
         requests = Group(count, PROMPT, 16, seed=seed, group_size=16, temperature=1.0).requests()
     else:
         raise ValueError(f"workload '{name}' is unknown; there are: {', '.join(WORKLOADS)}")
     lengths = [16] * len(requests)
-    if name == "grpo_burst":
+    if burst:
         lengths = np.clip(rng.lognormal(np.log(24), 0.9, len(requests)), 4, 192).astype(int).tolist()
-    return Load(name, [request.tokens for request in requests], lengths, 0 if name == "grpo_burst" else users)
+    return Load(name, [request.tokens for request in requests], lengths, 0 if burst else users, name == "grpo_batch")
 
 
 class PolicyRun:
@@ -119,6 +121,15 @@ class PolicyRun:
             "imbalance": max(served) * len(served) / max(sum(served), 1),
         }
 
+    def _choose(self, tokens: Any) -> tuple[int, int]:
+        """Worker and ticket."""
+        decision = self._router.route(tokens)
+        return decision.worker, decision.ticket
+
+    def _choose_batch(self, tokens: list[Any]) -> list[tuple[int, int]]:
+        workers, _, tickets = self._router.dispatch_batch(tokens)
+        return [(int(worker), int(ticket)) for worker, ticket in zip(workers, tickets, strict=True)]
+
     async def _serve(self, load: Load) -> tuple[list[float], list[int]]:
         import aiohttp
 
@@ -148,21 +159,15 @@ class PolicyRun:
 
             if load.users == 0:
                 began = time.perf_counter()
-                workers, _, tickets = self._router.dispatch_batch(load.tokens)
-                await asyncio.gather(
-                    *(
-                        send(i, int(worker), int(ticket), began)
-                        for i, (worker, ticket) in enumerate(zip(workers, tickets, strict=True))
-                    )
-                )
+                chosen = self._choose_batch(load.tokens) if load.batch else map(self._choose, load.tokens)
+                await asyncio.gather(*(send(i, *choice, began) for i, choice in enumerate(chosen)))
             else:
                 queue = iter(range(len(load.tokens)))
 
                 async def user() -> None:
                     for index in queue:
                         began = time.perf_counter()
-                        decision = self._router.route(load.tokens[index])
-                        await send(index, decision.worker, decision.ticket, began)
+                        await send(index, *self._choose(load.tokens[index]), began)
 
                 await asyncio.gather(*(user() for _ in range(load.users)))
         return ttft, served
@@ -215,9 +220,10 @@ def compare_policies(
         make_load(name, num_workers, num_blocks, scale, seed)  # what does not fit is said before workers start
     rows = []
     with launch_workers(num_workers, engine=engine, num_gpu_blocks=num_blocks, max_model_len=2048) as fleet:
-        PolicyRun(fleet, "round_robin", seed)(make_load("group", num_workers, num_blocks, 0.1, seed + 1))  # warms up
         # A router lives as long as the workers, as it does in training; each repeat has prompts of its own.
         runs = {policy: PolicyRun(fleet, policy, seed) for policy in policies}
+        for run in runs.values():  # what workers and routers learn from their first requests is not measured
+            run(make_load("grpo_burst", num_workers, num_blocks, 0.17, seed + repeats))
         for name in workloads:
             for repeat in range(repeats):
                 load = make_load(name, num_workers, num_blocks, scale, seed + repeat)
