@@ -6,14 +6,15 @@
 namespace kvrouter {
 namespace {
 
-constexpr std::size_t kPromptSlots = 4096;       // power of two
-constexpr double kLearningRate = 0.2;            // of a sample of kFullSample tokens
-constexpr double kFullSample = 2048;             // tokens
-constexpr double kLeastSample = 64;              // fewer tokens say little about the rate
-constexpr double kMostAbove = 4;                 // times the known rate
-constexpr double kLengthRate = 0.25;             // of a prompt's output lengths
-constexpr double kMeanLengthRate = 0.02;         // of all prompts'
-constexpr double kFeedbackPause = 60;            // seconds without completions until load messages take over
+constexpr std::size_t kPromptSlots = 4096;  // power of two
+constexpr double kLearningRate = 0.2;       // of a sample of kFullSample tokens
+constexpr double kFullSample = 2048;        // tokens
+constexpr double kLeastSample = 64;         // fewer tokens say little about the rate
+constexpr double kTrusted = 16384;          // tokens; half of a rate is a worker's own once it is learnt from these
+constexpr double kMostAbove = 4;            // times the known rate
+constexpr double kLengthRate = 0.25;        // of a prompt's output lengths
+constexpr double kMeanLengthRate = 0.02;    // of all prompts'
+constexpr double kFeedbackPause = 60;       // seconds without completions until load messages take over
 constexpr double kFastest = 1e-7, kSlowest = 1;  // seconds a token, whatever was measured
 
 }  // namespace
@@ -21,8 +22,10 @@ constexpr double kFastest = 1e-7, kSlowest = 1;  // seconds a token, whatever wa
 InFlight::InFlight(std::size_t num_workers) : workers_(num_workers), lengths_(kPromptSlots) {}
 
 double InFlight::seconds_per_token(const WorkerAccount& account) const {
-  if (account.seconds_per_token > 0) return account.seconds_per_token;
-  return fleet_seconds_per_token_ > 0 ? fleet_seconds_per_token_ : kPriorSecondsPerToken;
+  const double fleet = fleet_seconds_per_token_ > 0 ? fleet_seconds_per_token_ : kPriorSecondsPerToken;
+  // A few prefills say more of the moment than of the worker.
+  const double own = account.learnt_tokens / (account.learnt_tokens + kTrusted);
+  return own * account.seconds_per_token + (1 - own) * fleet;
 }
 
 void InFlight::drain(double now, WorkerAccount& account) {
@@ -81,6 +84,7 @@ void InFlight::learn(WorkerAccount& account, double seconds, double tokens) {
   const double rate = kLearningRate * std::min(1.0, tokens / kFullSample);
   const auto move = [&](double& mean, double step) { mean = mean > 0 ? mean + step * (sample - mean) : sample; };
   move(account.seconds_per_token, rate);
+  account.learnt_tokens += tokens;
   move(fleet_seconds_per_token_, rate / 4);
 }
 

@@ -81,6 +81,7 @@ class InFlight {
     double known_at = 0;
     double drained_at = 0;
     double seconds_per_token = 0;  // 0: not learnt yet
+    double learnt_tokens = 0;      // what that is learnt from
     std::uint64_t load_version = 0;
   };
   struct Lengths {

@@ -69,6 +69,28 @@ TEST(InFlight, LearnsHowQuicklyAWorkerPrefills) {
   EXPECT_NEAR(row(in_flight, now, 1).seconds_per_token, 5e-4, 1e-4);
 }
 
+TEST(InFlight, AFewPrefillsDoNotMakeAWorkerSlow) {
+  InFlight in_flight(2);
+  double now = 0;
+  const auto prefill = [&](WorkerId worker, double seconds_per_token) {
+    const Ticket ticket = in_flight.add(now, sent(worker, 2048, 2048));
+    now += 2048 * seconds_per_token;
+    in_flight.first_token(now, ticket);
+    in_flight.complete(now, ticket, {});
+  };
+  const auto slowness = [&] {
+    return row(in_flight, now, 1).seconds_per_token / row(in_flight, now, 0).seconds_per_token;
+  };
+  prefill(0, 1e-4);
+  prefill(1, 3e-4);
+  EXPECT_LT(slowness(), 1.4);
+  for (int i = 0; i < 100; ++i) {
+    prefill(0, 1e-4);
+    prefill(1, 3e-4);
+  }
+  EXPECT_GT(slowness(), 2.4);
+}
+
 TEST(InFlight, FirstTokenTimeWithTheCompletionIsAsGood) {
   InFlight in_flight(1);
   double now = 0;
