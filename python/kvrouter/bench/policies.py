@@ -254,12 +254,23 @@ def bench_policies(
     from kvrouter import policy_names
 
     console = Console()
+
+    def on_run(row: dict[str, Any]) -> None:
+        line = json.dumps(row)
+        console.print(line, soft_wrap=True, highlight=False)
+        if output is not None:  # at once: what was measured is kept when a later run fails
+            with output.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text("", encoding="utf-8")
     chosen = policy_names() if policies == "all" else policies.split(",")
     names = workloads.split(",")
     try:
         rows = compare_policies(
             chosen, names, engine=engine, num_workers=num_workers, num_blocks=num_blocks, repeats=repeats,
-            scale=scale, seed=seed, on_run=lambda row: console.print(json.dumps(row), soft_wrap=True, highlight=False),
+            scale=scale, seed=seed, on_run=on_run,
         )  # fmt: skip
     except ValueError as error:
         console.print(f"[bold red]error:[/] {error}")
@@ -267,9 +278,6 @@ def bench_policies(
     except RuntimeError as error:
         console.print(f"[bold red]error:[/] {error}")
         raise typer.Exit(EXIT_FAILED) from None
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     table = Table(title=f"{num_workers} {engine} workers, medians of {repeats}: requests/s, hit rate, TTFT p99 [s]")
     table.add_column("workload")
     for policy in chosen:
