@@ -18,6 +18,7 @@ readonly BUILD_PACKAGES=(
   "libxxhash-dev|XXH3 block hashes"
   "libboost-dev|Boost.Asio and Beast: the HTTP server"
   "nlohmann-json3-dev|JSON"
+  "libssl-dev|TLS, through Boost.Asio"
   "python3-venv|the Python environment .venv"
   "python3-dev|headers for the Python binding"
 )

@@ -9,6 +9,8 @@ namespace {
 
 constexpr std::string_view kJson = "application/json";
 constexpr std::string_view kRetryAfter = "1";
+// vLLM's: which of a server's engines is to have the request.
+constexpr std::string_view kRankHeader = "X-data-parallel-rank";
 // Longer answers of known length are passed on as they come, too.
 constexpr std::uint64_t kMaxCollected = 1024 * 1024;
 
@@ -189,8 +191,10 @@ std::string Exchange::request_for(const FleetWorker& worker) const {
   for (const auto& [name, value] : request_.headers) {
     if (stays_here(name) || is_named_in(connection, name)) continue;
     if (gateway_.options_.strip_authorization && equal_ignoring_case(name, "authorization")) continue;
+    if (worker.rank && equal_ignoring_case(name, kRankHeader)) continue;
     text.append("\r\n").append(name).append(": ").append(value);
   }
+  if (worker.rank) text.append("\r\n").append(kRankHeader).append(": ").append(std::to_string(*worker.rank));
   if (!request_.body.empty() || request_.method == "POST" || request_.method == "PUT") {
     text.append("\r\nContent-Length: ").append(std::to_string(request_.body.size()));
   }

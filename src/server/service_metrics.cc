@@ -116,8 +116,9 @@ void add_workers(Page& page, const RouterStatus& status, const Fleet& fleet) {
     for (WorkerId w = 0; w < fleet.num_slots(); ++w) {
       const FleetWorker& worker = fleet.worker(w);
       if (!worker.present) continue;
-      page.sample(name, "worker=\"" + std::to_string(w) + "\",url=\"" + escaped(worker.spec.url) + "\"",
-                  value(worker, status.workers[w]));
+      std::string labels = "worker=\"" + std::to_string(w) + "\",url=\"" + escaped(worker.spec.url) + "\"";
+      if (worker.rank) labels += ",rank=\"" + std::to_string(*worker.rank) + "\"";
+      page.sample(name, labels, value(worker, status.workers[w]));
     }
   };
   using F = const FleetWorker&;
