@@ -149,8 +149,12 @@ void add_workers(Page& page, const RouterStatus& status, const Fleet& fleet) {
       [](F, S s) { return number_of(s.events.stored_blocks); });
   add("kvrouter_worker_kv_blocks_removed_total", "counter", "Blocks that it said it removed.",
       [](F, S s) { return number_of(s.events.removed_blocks); });
-  add("kvrouter_worker_kv_event_gaps_total", "counter", "Gaps in its events; each empties what is known of it.",
+  add("kvrouter_worker_kv_event_gaps_total", "counter", "Gaps in its events.",
       [](F, S s) { return number_of(s.gaps); });
+  add("kvrouter_worker_missed_kv_event_batches_total", "counter", "Batches of KV events that were lost in gaps.",
+      [](F, S s) { return number_of(s.missed_batches); });
+  add("kvrouter_worker_resyncs_total", "counter", "Times that its cache had to be learnt anew, after gaps and restarts.",
+      [](F, S s) { return number_of(s.gaps + s.restarts); });
   add("kvrouter_worker_restarts_total", "counter", "Times its events began anew.",
       [](F, S s) { return number_of(s.restarts); });
   add("kvrouter_worker_routed_prompt_tokens_total", "counter", "Prompt tokens sent to it.",

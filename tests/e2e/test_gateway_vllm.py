@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from kvrouter.serve import KvService, ServeOptions, WorkerSpec, detect_block_size
+from kvrouter.serve import KvService, ServeOptions, detect_block_size
 from kvrouter.vllm.launcher import WorkerFleet
+from kvrouter.worker_spec import WorkerSpec
 
 pytestmark = pytest.mark.vllm
 

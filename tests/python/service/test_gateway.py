@@ -11,7 +11,9 @@ import urllib.request
 import pytest
 
 from conftest import BLOCK_SIZE, Client, served, sim_worker, spec_of, wait_for
-from kvrouter.serve import KvService, ServeOptions, WorkerSpec, read_workers_file
+from kvrouter.serve import KvService, ServeOptions
+from kvrouter.service_client import ServiceClient
+from kvrouter.worker_spec import WorkerSpec, read_workers_file
 from kvrouter.workers_file import WorkersFile
 
 PROMPT = list(range(10, 10 + 4 * BLOCK_SIZE))
@@ -155,8 +157,6 @@ class BreakingServer:
 def breaking(answer, hold=False, **options):
     server = BreakingServer(answer)
     server.hold = hold
-    from kvrouter.serve import KvService, ServeOptions
-
     limits = {"health_interval_s": 0.1} | options
     with KvService(
         ServeOptions(workers=[WorkerSpec(server.url)], port=0, block_size=BLOCK_SIZE, max_workers=2, limits=limits)
@@ -326,6 +326,9 @@ def test_a_worker_that_is_given_twice_is_said(two_workers):
         "http://h:1,kv_events=5557",
         "http://h:1,load=tcp://a:1,load=tcp://a:1",
         "http://h:1,other=tcp://a:1",
+        "http://h:1,data_parallel_size=0",
+        "http://h:1,data_parallel_size=x",
+        "http://h:1,data_parallel_size=5000",
     ],
 )
 def test_a_malformed_worker_is_refused(text):
@@ -338,7 +341,7 @@ def test_the_workers_file_is_followed(two_workers, tmp_path):
     first, second = (spec_of(worker) for worker in two_workers)
     file.write_text(json.dumps([vars(first)]))
     with served(read_workers_file(file)) as client:
-        watched = WorkersFile(file, client.url)
+        watched = WorkersFile(file, ServiceClient(client.url))
         for content, urls in (
             ([vars(first), vars(second)], {first.url, second.url}),
             ([vars(second)], {second.url}),
