@@ -166,7 +166,8 @@ def serve(
         list[str] | None,
         typer.Option(
             help="http(s)://host:port[,kv_events=tcp://...][,replay=tcp://...][,load=tcp://...]"
-            "[,data_parallel_size=N]; one option a server. dns://name:port[,kv_events=tcp://*:...]: a worker at each of the name's addresses."
+            "[,data_parallel_size=N]; one option a server. "
+            "dns://name:port[,kv_events=tcp://*:...]: a worker at each of the name's addresses."
         ),
     ] = None,
     workers_file: Annotated[

@@ -50,12 +50,13 @@ class Target : public std::enable_shared_from_this<Target> {
   }
 
   void ask() {
-    call_ = pool_.get("/metrics", options_.timeout, [this, self = shared_from_this()](unsigned status, const auto& body) {
-      if (closed_) return;
-      if (status == 0) return finish({{}, "no answer: " + body});
-      if (status != 200) return finish({{}, "answered with status " + std::to_string(status)});
-      finish(parse_load_metrics(body, engine_));
-    });
+    call_ =
+        pool_.get("/metrics", options_.timeout, [this, self = shared_from_this()](unsigned status, const auto& body) {
+          if (closed_) return;
+          if (status == 0) return finish({{}, "no answer: " + body});
+          if (status != 200) return finish({{}, "answered with status " + std::to_string(status)});
+          finish(parse_load_metrics(body, engine_));
+        });
     timer_.expires_after(options_.timeout);  // for the whole of it, however it comes
     timer_.async_wait([this, self = shared_from_this()](error_code error) {
       if (error || closed_ || !call_) return;

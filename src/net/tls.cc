@@ -8,9 +8,9 @@ namespace {
 
 using boost::system::error_code;
 
-constexpr auto kOptions =
-    TlsContext::default_workarounds | TlsContext::no_sslv2 | TlsContext::no_sslv3 | TlsContext::no_tlsv1 |
-    TlsContext::no_tlsv1_1 | TlsContext::no_compression | TlsContext::single_dh_use;
+constexpr auto kOptions = TlsContext::default_workarounds | TlsContext::no_sslv2 | TlsContext::no_sslv3 |
+                          TlsContext::no_tlsv1 | TlsContext::no_tlsv1_1 | TlsContext::no_compression |
+                          TlsContext::single_dh_use;
 
 void check(const error_code& error, const std::string& what) {
   if (error) throw std::invalid_argument(what + ": " + error.message());

@@ -9,8 +9,8 @@ namespace kvrouter {
 
 using TlsContext = boost::asio::ssl::context;
 
-// For a server with this certificate (chain, leaf first) and private key, PEM files both.  Throws std::invalid_argument,
-// naming the file, when one cannot be used or the two do not belong together.
+// For a server with this certificate (chain, leaf first) and private key, PEM files both.  Throws
+// std::invalid_argument, naming the file, when one cannot be used or the two do not belong together.
 std::shared_ptr<TlsContext> server_tls(const std::string& certificate_file, const std::string& key_file);
 
 // For a client that trusts the authorities of this PEM file; empty: the system's.  Throws as server_tls() does.

@@ -134,8 +134,9 @@ class Call final : public UpstreamCall, public std::enable_shared_from_this<Call
                           if (!error) return write();
                           const long reason = SSL_get_verify_result(link_->tls->native_handle());
                           finish("no TLS with it: " + error.message() +
-                                 (reason == X509_V_OK ? "" : std::string(" (") + X509_verify_cert_error_string(reason) +
-                                                                 "; --upstream-ca names whom to trust)"));
+                                 (reason == X509_V_OK ? ""
+                                                      : std::string(" (") + X509_verify_cert_error_string(reason) +
+                                                            "; --upstream-ca names whom to trust)"));
                         }));
   }
 
@@ -276,7 +277,8 @@ std::shared_ptr<UpstreamCall> UpstreamPool::get(std::string_view path, std::chro
   UpstreamLimits limits = shared_->limits;
   limits.connect_timeout = limits.head_timeout = limits.body_timeout = timeout;
   std::string request = "GET " + std::string(path) + " HTTP/1.1\r\nHost: " + authority() + "\r\n\r\n";
-  auto call = std::make_shared<Call>(shared_, std::move(request), collect(limits.max_collected, std::move(done)), limits);
+  auto call =
+      std::make_shared<Call>(shared_, std::move(request), collect(limits.max_collected, std::move(done)), limits);
   call->start();
   return call;
 }

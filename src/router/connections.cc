@@ -54,17 +54,17 @@ class Connections::Impl {
     if (wake_ < 0) throw std::runtime_error("eventfd: no file descriptors left (see ulimit -n)");
     scraper_ = std::make_unique<MetricsScraper>(
         sources, MetricsScraper::Options{.interval = context.options.metrics_interval,
-                                      .wanted =
-                                          [this](WorkerId w) {
-                                            const std::shared_lock lock(context_.links_mutex);
-                                            return links_[w]->wants_metrics();
-                                          },
-                                      .on_load =
-                                          [this](WorkerId w, const LoadOrError& result) {
-                                            const std::shared_lock lock(context_.links_mutex);
-                                            links_[w]->on_metrics(result);
-                                          },
-                                      .tls = client_tls(context.options.ca_file)});
+                                         .wanted =
+                                             [this](WorkerId w) {
+                                               const std::shared_lock lock(context_.links_mutex);
+                                               return links_[w]->wants_metrics();
+                                             },
+                                         .on_load =
+                                             [this](WorkerId w, const LoadOrError& result) {
+                                               const std::shared_lock lock(context_.links_mutex);
+                                               links_[w]->on_metrics(result);
+                                             },
+                                         .tls = client_tls(context.options.ca_file)});
     thread_ = std::thread([this] { run(); });
   }
 

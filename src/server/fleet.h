@@ -16,8 +16,8 @@
 #include <vector>
 
 #include "kvrouter/router.h"
-#include "server/breaker.h"
 #include "net/upstream.h"
+#include "server/breaker.h"
 
 namespace kvrouter {
 
@@ -34,7 +34,8 @@ struct WorkerSpec {
 
 inline constexpr unsigned kMaxDataParallelSize = 1024;
 
-// The endpoint of an engine: "tcp://host:port" with the port plus the rank.  Throws std::invalid_argument if it has none.
+// The endpoint of an engine: "tcp://host:port" with the port plus the rank.  Throws std::invalid_argument if it has
+// none.
 std::string endpoint_of_rank(const std::string& endpoint, unsigned rank);
 
 struct ServedModel {

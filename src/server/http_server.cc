@@ -146,11 +146,10 @@ class HttpServer::Impl {
   void shake_hands(Socket socket) {
     auto handshake = std::make_shared<TlsHandshake>(std::move(socket), *tls_);
     handshakes_.insert(handshake);
-    handshake->start(server_.limits.request_timeout,
-                     [this, raw = handshake.get()](std::optional<ClientStream> stream) {
-                       handshakes_.erase(raw->shared_from_this());
-                       if (stream) serve(std::move(*stream));
-                     });
+    handshake->start(server_.limits.request_timeout, [this, raw = handshake.get()](std::optional<ClientStream> stream) {
+      handshakes_.erase(raw->shared_from_this());
+      if (stream) serve(std::move(*stream));
+    });
   }
 
   void turn_away(Socket& socket) {

@@ -127,6 +127,7 @@ class BreakingServer:
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self.closed_by_peer = threading.Event()
         self.hold = False
+        self.heads: list[bytes] = []  # of what was not a GET
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
@@ -143,6 +144,7 @@ class BreakingServer:
                 connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body))
                 connection.sendall(body)
                 return
+            self.heads.append(head.partition(b"\r\n\r\n")[0])
             connection.sendall(self._answer)
             while self.hold:
                 if not connection.recv(65536):
@@ -168,6 +170,20 @@ def breaking(answer, hold=False, **options):
 
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def test_trace_context_is_passed_on():
+    trace = {
+        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        "tracestate": "vendor=t61rcWkgMzE,other=00f067aa0ba902b7",
+    }
+    with breaking(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}") as (client, server):
+        hop = {"Connection": "X-Hop", "X-Hop": "1", "X-Request-Id": "abc"}
+        assert client.ask("POST", "/v1/completions", completion(), trace | hop)[0] == 200
+    lines = server.heads[-1].decode().lower().split("\r\n")
+    for name, value in (trace | {"X-Request-Id": "abc"}).items():
+        assert lines.count(f"{name}: {value}".lower()) == 1, name
+    assert not any(line.startswith(("x-hop", "connection")) for line in lines)
 
 
 def test_a_stream_that_breaks_off_ends_with_an_error_event():
