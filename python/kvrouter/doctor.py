@@ -8,6 +8,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -58,13 +59,14 @@ def examine_worker(
         return
     yield Finding(name, True, "answers /health")
     config = _cache_config(server)
-    size = int(config.get("block_size", 0) or 0)
+    told = config.get("block_size", "")
+    size = int(told) if re.fullmatch(r"[0-9]{1,6}", told) else 0
     yield from _examine_config(name, config, size, block_size)
     engines = worker.ranks()
     for rank, engine in enumerate(engines):
         who = name if len(engines) == 1 else f"{name} rank {rank}"
         asked = rank if worker.data_parallel_size else None
-        send = (lambda asked=asked: _send_probe(server, size or block_size or 64, asked)) if probe else None
+        send = partial(_send_probe, server, size or block_size or 64, asked) if probe else None
         yield from _examine_load(who, engine, wait_s)
         yield from _examine_events(who, engine, wait_s, send)
 
@@ -92,7 +94,12 @@ def _cache_config(server: ServiceClient) -> dict[str, str]:
 
 def _examine_config(name: str, config: dict[str, str], size: int, wanted: int | None) -> Iterator[Finding]:
     if not size:
-        yield Finding(name, None, "does not tell its block size on /metrics: is it a vLLM server?")
+        yield Finding(
+            name,
+            None,
+            "does not tell its block size on /metrics, as vLLM does",
+            "the backend has to be vLLM (policy.generation.backend=vllm), started without --disable-log-stats",
+        )
     elif wanted and size != wanted:
         yield Finding(
             name,

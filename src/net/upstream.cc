@@ -3,7 +3,6 @@
 #include <array>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/post.hpp>
-#include <boost/asio/ssl/host_name_verification.hpp>
 #include <boost/asio/ssl/stream.hpp>
 #include <boost/asio/write.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
@@ -28,6 +27,20 @@ struct Link {
   beast::flat_buffer buffer;
   Clock::time_point idle_since;
 };
+
+// Whose certificate it has to be.
+void name_peer(SSL* tls, const std::string& host) {
+  X509_VERIFY_PARAM* wanted = SSL_get0_param(tls);
+  error_code not_literal;
+  net::ip::make_address(host, not_literal);
+  if (!not_literal) {
+    X509_VERIFY_PARAM_set1_ip_asc(wanted, host.c_str());
+    return;
+  }
+  X509_VERIFY_PARAM_set_hostflags(wanted, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS);
+  X509_VERIFY_PARAM_set1_host(wanted, host.c_str(), 0);
+  SSL_set_tlsext_host_name(tls, host.c_str());  // of names only (RFC 6066, 3)
+}
 
 }  // namespace
 
@@ -126,10 +139,7 @@ class Call final : public UpstreamCall, public std::enable_shared_from_this<Call
   void shake_hands() {
     const std::string& host = pool_->address.host;
     auto& tls = link_->tls.emplace(link_->stream, *pool_->tls);
-    error_code not_literal;
-    net::ip::make_address(host, not_literal);
-    if (not_literal) SSL_set_tlsext_host_name(tls.native_handle(), host.c_str());  // names only (RFC 6066)
-    tls.set_verify_callback(net::ssl::host_name_verification(host));
+    name_peer(tls.native_handle(), host);
     tls.async_handshake(net::ssl::stream_base::client, step([this](error_code error) {
                           if (!error) return write();
                           const long reason = SSL_get_verify_result(link_->tls->native_handle());
