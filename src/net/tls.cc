@@ -1,5 +1,9 @@
 #include "net/tls.h"
 
+#include <openssl/x509v3.h>
+
+#include <boost/asio/ip/address.hpp>
+#include <boost/asio/ssl/verify_mode.hpp>
 #include <boost/system/error_code.hpp>
 #include <stdexcept>
 
@@ -42,6 +46,22 @@ std::shared_ptr<TlsContext> client_tls(const std::string& ca_file) {
     check(error, "the certificate authorities in " + ca_file + " cannot be used");
   }
   return context;
+}
+
+bool expect_peer(SSL* tls, const std::string& host) {
+  X509_VERIFY_PARAM* wanted = SSL_get0_param(tls);
+  error_code not_literal;
+  boost::asio::ip::make_address(host, not_literal);
+  if (!not_literal) return X509_VERIFY_PARAM_set1_ip_asc(wanted, host.c_str()) == 1;
+  X509_VERIFY_PARAM_set_hostflags(wanted, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS);
+  return X509_VERIFY_PARAM_set1_host(wanted, host.c_str(), 0) == 1 &&
+         SSL_set_tlsext_host_name(tls, host.c_str()) == 1;  // of names only (RFC 6066, 3)
+}
+
+std::string why_untrusted(const SSL* tls) {
+  const long reason = SSL_get_verify_result(tls);
+  if (reason == X509_V_OK) return {};
+  return std::string(" (") + X509_verify_cert_error_string(reason) + "; --upstream-ca names whom to trust)";
 }
 
 }  // namespace kvrouter

@@ -28,20 +28,6 @@ struct Link {
   Clock::time_point idle_since;
 };
 
-// Whose certificate it has to be.
-void name_peer(SSL* tls, const std::string& host) {
-  X509_VERIFY_PARAM* wanted = SSL_get0_param(tls);
-  error_code not_literal;
-  net::ip::make_address(host, not_literal);
-  if (!not_literal) {
-    X509_VERIFY_PARAM_set1_ip_asc(wanted, host.c_str());
-    return;
-  }
-  X509_VERIFY_PARAM_set_hostflags(wanted, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS);
-  X509_VERIFY_PARAM_set1_host(wanted, host.c_str(), 0);
-  SSL_set_tlsext_host_name(tls, host.c_str());  // of names only (RFC 6066, 3)
-}
-
 }  // namespace
 
 class UpstreamPool::Shared {
@@ -137,16 +123,11 @@ class Call final : public UpstreamCall, public std::enable_shared_from_this<Call
   }
 
   void shake_hands() {
-    const std::string& host = pool_->address.host;
     auto& tls = link_->tls.emplace(link_->stream, *pool_->tls);
-    name_peer(tls.native_handle(), host);
+    if (!expect_peer(tls.native_handle(), pool_->address.host)) return finish("no certificate can be for its address");
     tls.async_handshake(net::ssl::stream_base::client, step([this](error_code error) {
                           if (!error) return write();
-                          const long reason = SSL_get_verify_result(link_->tls->native_handle());
-                          finish("no TLS with it: " + error.message() +
-                                 (reason == X509_V_OK ? ""
-                                                      : std::string(" (") + X509_verify_cert_error_string(reason) +
-                                                            "; --upstream-ca names whom to trust)"));
+                          finish("no TLS with it: " + error.message() + why_untrusted(link_->tls->native_handle()));
                         }));
   }
 
