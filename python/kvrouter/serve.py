@@ -103,8 +103,10 @@ class KvService:
     @property
     def url(self) -> str:
         """Base of its HTTP API."""
-        scheme = "https" if self.tls else "http"
-        return f"{scheme}://{'127.0.0.1' if self.host in ('0.0.0.0', '*', '') else self.host}:{self.port}"
+        host = {"0.0.0.0": "127.0.0.1", "*": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        if ":" in host and not host.startswith("["):
+            host = f"[{host}]"
+        return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
 
     def close(self) -> None:
         """Stops it.  A second call does nothing."""

@@ -10,8 +10,8 @@
 namespace kvrouter {
 
 struct ForwardTo {
-  std::string_view authority;      // host:port, for the Host header
-  std::optional<unsigned> rank;    // which of the server's engines, if they are told apart
+  std::string_view authority{};    // host:port, for the Host header
+  std::optional<unsigned> rank{};  // which of the server's engines, if they are told apart
   bool with_authorization = true;  // false: it was for the gateway
 };
 
