@@ -178,12 +178,26 @@ def test_trace_context_is_passed_on():
         "tracestate": "vendor=t61rcWkgMzE,other=00f067aa0ba902b7",
     }
     with breaking(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}") as (client, server):
-        hop = {"Connection": "X-Hop", "X-Hop": "1", "X-Request-Id": "abc"}
-        assert client.ask("POST", "/v1/completions", completion(), trace | hop)[0] == 200
+        assert client.ask("POST", "/v1/completions", completion(), trace | {"X-Request-Id": "abc"})[0] == 200
     lines = server.heads[-1].decode().lower().split("\r\n")
     for name, value in (trace | {"X-Request-Id": "abc"}).items():
         assert lines.count(f"{name}: {value}".lower()) == 1, name
-    assert not any(line.startswith(("x-hop", "connection")) for line in lines)
+
+
+def test_headers_of_the_connection_stay_here_and_a_folded_one_is_one_line():
+    body = json.dumps(completion()).encode()
+    head = (
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, X-Hop\r\nX-Hop: 1\r\n"
+        b"X-Folded: a\r\n Transfer-Encoding: chunked\r\nContent-Length: %d\r\n\r\n"
+    )
+    with breaking(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}") as (client, server):
+        host, port = client.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            connection.sendall(head % len(body) + body)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+    (sent,) = server.heads
+    names = [line.partition(":")[0].lower() for line in sent.decode().split("\r\n")[1:]]
+    assert sorted(names) == ["content-length", "host", "x-folded"]
 
 
 def test_a_stream_that_breaks_off_ends_with_an_error_event():
