@@ -4,7 +4,7 @@
 #   scripts/install_system_packages.sh [build|test|lint]...     (default: build)
 #
 # It says first which packages are missing and what each is for, uses sudo only when something is to be installed and
-# the user is not root, and does nothing when all are there.
+# the user is not root, and does nothing when all are there.  What is optional is tried, and done without if need be.
 set -euo pipefail
 
 readonly BUILD_PACKAGES=(
@@ -18,12 +18,15 @@ readonly BUILD_PACKAGES=(
   "libxxhash-dev|XXH3 block hashes"
   "libboost-dev|Boost.Asio and Beast: the HTTP server"
   "nlohmann-json3-dev|JSON"
+  "libssl-dev|TLS, through Boost.Asio"
   "python3-venv|the Python environment .venv"
   "python3-dev|headers for the Python binding"
 )
 readonly TEST_PACKAGES=(
   "libgtest-dev|GoogleTest: C++ unit tests"
   "librapidcheck-dev|RapidCheck: C++ property tests"
+  "openssl|certificates for the TLS tests"
+  "chromium|the dashboard's tests in a browser (optional: they are skipped without it)"
 )
 readonly LINT_PACKAGES=(
   "clang-format|C++ style check"
@@ -57,7 +60,7 @@ is_installed() {
 is_provided() {
   case "$1" in
     g++) command -v "${CXX:-g++}" >/dev/null || command -v clang++ >/dev/null ;;
-    cmake | ccache | clang-format) command -v "$1" >/dev/null ;;
+    cmake | ccache | clang-format | openssl | chromium) command -v "$1" >/dev/null ;;
     ninja-build) command -v ninja >/dev/null ;;
     pkg-config) command -v pkg-config >/dev/null ;;
     # Another Python than the system's brings its own modules and headers.
@@ -66,6 +69,11 @@ is_provided() {
 sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' 2>/dev/null ;;
     *) false ;;
   esac
+}
+
+# Ubuntu, for one, has no chromium package that runs everywhere.
+is_optional() {
+  [[ "$1" == chromium ]]
 }
 
 main() {
@@ -111,13 +119,22 @@ main() {
   fi
   # Package lists may be missing or old, as in a fresh container; a mirror that is down is no reason to give up.
   "${as_root[@]}" apt-get update -qq || say "warning: apt-get update failed; trying with the lists that are there"
-  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends -qq \
-    "${missing[@]}" >/dev/null || fail "apt-get could not install: ${missing[*]}"
-
+  local needed=() optional=()
   for name in "${missing[@]}"; do
+    if is_optional "$name"; then optional+=("$name"); else needed+=("$name"); fi
+  done
+  local apt_install=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive
+    apt-get install --yes --no-install-recommends -qq)
+  if ((${#needed[@]} > 0)); then
+    "${apt_install[@]}" "${needed[@]}" >/dev/null || fail "apt-get could not install: ${needed[*]}"
+  fi
+  for name in "${needed[@]}"; do
     is_installed "$name" || fail "$name is still not installed"
   done
-  say "installed ${#missing[@]} packages"
+  for name in "${optional[@]}"; do
+    "${apt_install[@]}" "$name" >/dev/null && is_installed "$name" || say "warning: apt-get could not install $name"
+  done
+  say "installed what was missing"
 }
 
 main "$@"

@@ -28,7 +28,9 @@ namespace kvrouter {
 struct WorkerEndpoints {
   std::string kv_events;  // "tcp://host:port" of its KV-event publisher
   std::string load;       // "tcp://host:port" of its load publisher
-  std::string http;       // "http://host:port", whose /metrics is read while there is no load publisher
+  std::string http;       // "http(s)://host:port", whose /metrics is read while there is no load publisher
+  // The engine whose samples count on that page: its rank, where a server has several (data parallelism).
+  std::optional<unsigned> engine{};
 };
 
 struct RouterOptions {
@@ -39,6 +41,7 @@ struct RouterOptions {
   // How long after start() a worker may be silent before a notice says so.
   std::chrono::milliseconds startup_grace{5000};
   std::chrono::milliseconds metrics_interval{250};
+  std::string ca_file;  // PEM: whom to trust for workers' https addresses; empty: the system's authorities
   // Seconds of a clock that never goes back, for the router's account of what is in flight.  Default: the system's
   // steady clock; simulations set their own.
   std::function<double()> clock;

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -35,8 +36,8 @@ struct LoadOrError {
 LoadOrError parse_load_message(std::string_view json);
 
 // The same from the text of a vLLM worker's /metrics page.  Several engines behind one page: queues are summed, KV
-// usage is the mean.
-LoadOrError parse_load_metrics(std::string_view prometheus_text);
+// usage is the mean; with `engine`, only the samples with that label count (of a server with data-parallel ranks).
+LoadOrError parse_load_metrics(std::string_view prometheus_text, std::optional<unsigned> engine = std::nullopt);
 
 class LoadTable {
  public:

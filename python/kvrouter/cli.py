@@ -6,6 +6,7 @@ Only typer, rich and the benchmark's options are imported at start, so that ``--
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -40,17 +41,24 @@ def top(
     router_url: Annotated[str, typer.Option(help="Where the router's HTTP server listens.")] = "http://127.0.0.1:9000",
     interval: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.05)] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Look once and leave.")] = False,
+    api_token_file: Annotated[Path | None, typer.Option(help="File with the service's bearer token.")] = None,
+    ca_file: Annotated[
+        Path | None, typer.Option(help="PEM file of whom to trust for https; default: the system's.")
+    ] = (None),
 ) -> None:
     """Show what a running router knows of its workers, live until Ctrl-C."""
     from rich.live import Live
 
     from kvrouter.bench.local_http import HttpError
-    from kvrouter.bench.router_process import RouterAdmin
+    from kvrouter.service_client import ServiceClient, read_token
 
     console = Console()
-    admin = RouterAdmin(router_url, timeout_s=max(2.0, interval))
     try:
-        view = workers_table(admin.workers(), router_url)
+        service = ServiceClient(router_url, read_token(api_token_file), ca_file, timeout_s=max(2.0, interval))
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(str(error)) from None
+    try:
+        view = workers_table(service.workers(), router_url)
     except HttpError as error:
         Console(stderr=True).print(
             f"no router there: {error}\nIs it running? Say where with --router-url.", style="red", markup=False
@@ -64,7 +72,7 @@ def top(
             while True:
                 time.sleep(interval)
                 try:
-                    view = workers_table(admin.workers(), router_url)
+                    view = workers_table(service.workers(), router_url)
                     view.caption = None
                 except HttpError as error:
                     view.caption = f"[bold red]not reachable since then:[/] {error}"

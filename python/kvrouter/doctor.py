@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import struct
 import time
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
 
-from kvrouter.bench.local_http import HttpError, http_json, http_request
-from kvrouter.serve import WorkerSpec
+from kvrouter.bench.local_http import HttpError
+from kvrouter.service_client import ServiceClient, read_token
+from kvrouter.worker_spec import WorkerSpec
 
 _PROBE_BLOCKS = 3
 _CLOCK_TOLERANCE_S = 5.0
@@ -39,25 +40,35 @@ class Finding:
     help: str = ""
 
 
-def examine_worker(worker: WorkerSpec, block_size: int | None, wait_s: float, probe: bool) -> Iterator[Finding]:
+def examine_worker(
+    worker: WorkerSpec, block_size: int | None, wait_s: float, probe: bool, ca_file: Path | None = None
+) -> Iterator[Finding]:
     """The findings on one worker, in the order in which they depend on each other.
 
     block_size: the router's, in tokens; None: whatever the worker says is right.
     wait_s: how long to wait for its messages.
     probe: send it a prompt of a few blocks, so that it has something to publish.
+    ca_file: whom to trust where its URL is https; None: the system's authorities.
     """
     name = worker.url
+    server = ServiceClient(worker.url, "", ca_file)
     try:
-        http_request(f"{worker.url}/health", timeout_s=5)
+        server.text("GET", "/health")
     except HttpError as error:
         yield Finding(name, False, f"does not answer: {error}", _unreachable_help(worker.url))
         return
     yield Finding(name, True, "answers /health")
-    config = _cache_config(worker.url)
-    size = int(config.get("block_size", 0) or 0)
+    config = _cache_config(server)
+    told = config.get("block_size", "")
+    size = int(told) if re.fullmatch(r"[0-9]{1,6}", told) else 0
     yield from _examine_config(name, config, size, block_size)
-    yield from _examine_load(name, worker, wait_s)
-    yield from _examine_events(name, worker, size or block_size or 64, wait_s, probe)
+    engines = worker.ranks()
+    for rank, engine in enumerate(engines):
+        who = name if len(engines) == 1 else f"{name} rank {rank}"
+        asked = rank if worker.data_parallel_size else None
+        send = partial(_send_probe, server, size or block_size or 64, asked) if probe else None
+        yield from _examine_load(who, engine, wait_s)
+        yield from _examine_events(who, engine, wait_s, send)
 
 
 def _unreachable_help(url: str) -> str:
@@ -72,9 +83,9 @@ def _unreachable_help(url: str) -> str:
     return f"nothing listens on port {parts.port}: start vllm serve --port {parts.port}, or correct --worker"
 
 
-def _cache_config(url: str) -> dict[str, str]:
+def _cache_config(server: ServiceClient) -> dict[str, str]:
     try:
-        page = http_request(f"{url}/metrics", timeout_s=5)
+        page = server.text("GET", "/metrics")
     except HttpError:
         return {}
     match = _CONFIG.search(page)
@@ -83,7 +94,12 @@ def _cache_config(url: str) -> dict[str, str]:
 
 def _examine_config(name: str, config: dict[str, str], size: int, wanted: int | None) -> Iterator[Finding]:
     if not size:
-        yield Finding(name, None, "does not tell its block size on /metrics: is it a vLLM server?")
+        yield Finding(
+            name,
+            None,
+            "does not tell its block size on /metrics, as vLLM does",
+            "the backend has to be vLLM (policy.generation.backend=vllm), started without --disable-log-stats",
+        )
     elif wanted and size != wanted:
         yield Finding(
             name,
@@ -116,7 +132,9 @@ def _examine_load(name: str, worker: WorkerSpec, wait_s: float) -> Iterator[Find
         yield Finding(name, True, "publishes its load")
 
 
-def _examine_events(name: str, worker: WorkerSpec, size: int, wait_s: float, probe: bool) -> Iterator[Finding]:
+def _examine_events(
+    name: str, worker: WorkerSpec, wait_s: float, send_probe: Callable[[], None] | None
+) -> Iterator[Finding]:
     if not worker.kv_events:
         yield Finding(
             name,
@@ -125,13 +143,13 @@ def _examine_events(name: str, worker: WorkerSpec, size: int, wait_s: float, pro
             "start vLLM with --kv-events-config (kvrouter.vllm.kv_events_config gives it) and give kv_events=",
         )
         return
-    received = list(_messages(worker.kv_events, wait_s, (lambda: _send_probe(worker.url, size)) if probe else None, 50))
+    received = list(_messages(worker.kv_events, wait_s, send_probe, 50))
     batches = [parts for parts in received if len(parts) == 3 and len(parts[1]) == 8]
     if not batches:
         listening = _holder_text(worker.kv_events)
         yield Finding(
             name,
-            False if probe else None,
+            False if send_probe else None,
             f"published no KV events at {worker.kv_events} within {wait_s:g} s{listening}",
             'set "enable_kv_cache_events": true and this endpoint in --kv-events-config, and prefix caching on',
         )
@@ -167,7 +185,9 @@ def _holder_text(endpoint: str) -> str:
     return f" (port {match[2]} belongs to {holder})" if holder else f" (nothing listens on port {match[2]})"
 
 
-def _messages(endpoint: str, wait_s: float, prompt: Any = None, most: int = 1) -> Iterator[list[bytes]]:
+def _messages(
+    endpoint: str, wait_s: float, prompt: Callable[[], None] | None = None, most: int = 1
+) -> Iterator[list[bytes]]:
     """What is published within ``wait_s`` seconds; ends half a second after the last message."""
     import zmq
 
@@ -186,23 +206,23 @@ def _messages(endpoint: str, wait_s: float, prompt: Any = None, most: int = 1) -
             deadline = min(deadline, time.monotonic() + 0.5)
 
 
-def _send_probe(url: str, size: int) -> None:
-    """A prompt that no one has sent before, of a few blocks."""
+def _send_probe(server: ServiceClient, size: int, rank: int | None) -> None:
+    """A prompt that no one has sent before, of a few blocks; what becomes of it shows in the events."""
     start = 3 + time.time_ns() % 200
     tokens = [start + i % 17 for i in range(_PROBE_BLOCKS * size + 1)]
-    model = http_json(f"{url}/v1/models")["data"][0]["id"]
-    body = json.dumps({"model": model, "prompt": tokens, "max_tokens": 1}).encode()
-    request = urllib.request.Request(
-        f"{url}/v1/completions", data=body, headers={"Content-Type": "application/json"}, method="POST"
-    )
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        answer.read(1 << 20)
-
-
-def examine_service(url: str, expected_workers: int | None) -> Iterator[Finding]:
-    """The findings on a running ``kvrouter serve``: its workers, and what its traffic shows."""
+    headers = {} if rank is None else {"X-data-parallel-rank": str(rank)}
     try:
-        status = http_json(f"{url}/workers")
+        model = server.json("GET", "/v1/models")["data"][0]["id"]
+        server.text("POST", "/v1/completions", {"model": model, "prompt": tokens, "max_tokens": 1}, 60, headers)
+    except (HttpError, LookupError, TypeError):
+        return
+
+
+def examine_service(service: ServiceClient, expected_workers: int | None) -> Iterator[Finding]:
+    """The findings on a running ``kvrouter serve``: its workers, and what its traffic shows."""
+    url = service.url
+    try:
+        status = service.workers()
     except HttpError as error:
         yield Finding(url, False, f"does not answer: {error}", "start kvrouter serve, or correct --router-url")
         return
@@ -259,6 +279,10 @@ def doctor(
     num_workers: Annotated[int | None, typer.Option(help="How many workers the router should have.", min=1)] = None,
     wait: Annotated[float, typer.Option(help="Seconds to wait for a worker's messages.", min=0.1)] = 5.0,
     probe: Annotated[bool, typer.Option(help="Send each worker a short prompt.")] = True,
+    api_token_file: Annotated[Path | None, typer.Option(help="File with the service's bearer token.")] = None,
+    ca_file: Annotated[
+        Path | None, typer.Option(help="PEM file of whom to trust for https; default: the system's.")
+    ] = (None),
 ) -> None:
     """Examine workers, and a running service; exit status 1 when something is to be mended."""
     from rich.console import Console
@@ -266,12 +290,13 @@ def doctor(
     console = Console(soft_wrap=True, highlight=False)
     try:
         specs = [WorkerSpec.parse(text) for text in worker or []]
-    except ValueError as error:
+        service = ServiceClient(router_url, read_token(api_token_file), ca_file) if router_url else None
+    except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from None
     if not specs and not router_url:
         raise typer.BadParameter("give a --worker or --router-url to examine")
     bad = 0
-    for finding in _all_findings(specs, router_url.rstrip("/"), block_size, num_workers, wait, probe):
+    for finding in _all_findings(specs, service, block_size, num_workers, wait, probe, ca_file):
         mark, style = {True: ("ok", "green"), False: ("!!", "bold red"), None: ("? ", "yellow")}[finding.ok]
         console.print(f"[{style}]{mark}[/]", end=" ")
         console.print(f"{finding.subject} {finding.text}", markup=False)
@@ -284,13 +309,14 @@ def doctor(
 
 def _all_findings(
     specs: list[WorkerSpec],
-    router_url: str,
+    service: ServiceClient | None,
     block_size: int | None,
     num_workers: int | None,
     wait_s: float,
     probe: bool,
+    ca_file: Path | None,
 ) -> Iterator[Finding]:
     for spec in specs:
-        yield from examine_worker(spec, block_size, wait_s, probe)
-    if router_url:
-        yield from examine_service(router_url, num_workers)
+        yield from examine_worker(spec, block_size, wait_s, probe, ca_file)
+    if service:
+        yield from examine_service(service, num_workers)

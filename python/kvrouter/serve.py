@@ -5,68 +5,29 @@ C++ from socket to socket; Python reads the options, and waits.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import re
 import signal
+import ssl
 import sys
 import time
-import urllib.request
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import typer
 from typing_extensions import Self
 
+from kvrouter.bench.local_http import HttpError
 from kvrouter.config import DEFAULT_BLOCK_SIZE
+from kvrouter.service_client import ServiceClient, read_token
+from kvrouter.worker_spec import DnsSpec, WorkerSpec, parse_workers, read_workers_file
 
 DEFAULT_SERVE_PORT = 9000
-_ENDPOINT_KEYS = ("kv_events", "replay", "load")
 _BLOCK_SIZE = re.compile(r'^vllm:cache_config_info\{(?:.*,)?block_size="(\d+)"', re.MULTILINE)
-
-
-@dataclass(frozen=True)
-class WorkerSpec:
-    """A worker of the fleet: the base URL of its HTTP server and, optionally, its ZMQ endpoints."""
-
-    url: str
-    kv_events: str = ""
-    replay: str = ""
-    load: str = ""
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """From ``http://host:port,kv_events=tcp://...,replay=tcp://...,load=tcp://...``.
-
-        Raises ValueError, saying what is wrong.
-        """
-        url, *pairs = (part.strip() for part in text.split(","))
-        if not re.fullmatch(r"http://(\[[0-9a-fA-F:.]+\]|[^/\[\]:]+):\d+/?", url):
-            raise ValueError(f"--worker {text}: it must begin with http://host:port")
-        endpoints: dict[str, str] = {}
-        for pair in pairs:
-            key, _, value = pair.partition("=")
-            if key not in _ENDPOINT_KEYS or not value:
-                raise ValueError(f"--worker {text}: '{pair}' is none of kv_events=, replay=, load=")
-            if not re.match(r"(tcp|ipc|inproc)://.", value):
-                raise ValueError(f"--worker {text}: {key} must be a ZMQ endpoint such as tcp://host:5557")
-            if key in endpoints:
-                raise ValueError(f"--worker {text}: {key} is given twice")
-            endpoints[key] = value
-        return cls(url.rstrip("/"), **endpoints)
-
-    @classmethod
-    def from_dict(cls, entry: Any) -> Self:
-        """From an entry of a workers file: ``{"url": ..., "kv_events": ..., "replay": ..., "load": ...}``."""
-        if not isinstance(entry, dict) or not isinstance(entry.get("url"), str):
-            raise ValueError(f'{entry!r} is no worker: {{"url": "http://host:port"}} at least')
-        unknown = set(entry) - {"url", *_ENDPOINT_KEYS}
-        if unknown:
-            raise ValueError(f"worker {entry['url']}: unknown keys {sorted(unknown)}")
-        return cls.parse(",".join([entry["url"], *(f"{key}={entry[key]}" for key in _ENDPOINT_KEYS if entry.get(key))]))
 
 
 @dataclass
@@ -83,6 +44,11 @@ class ServeOptions:
     api_token: str = ""
     admin_token: str = ""
     access_log: str = ""
+    tls_cert: str = ""
+    """PEM file, leaf first; with ``tls_key``: the service speaks TLS, and nothing else."""
+    tls_key: str = ""
+    upstream_ca: str = ""
+    """PEM file of the authorities to trust for https workers; "": the system's."""
     limits: dict[str, Any] = field(default_factory=dict)
     """Further settings of ``_core.Service``: ``max_concurrency``, ``max_queue``, ``queue_timeout_s``, ..."""
 
@@ -97,9 +63,12 @@ class KvService:
         from kvrouter import _core
         from kvrouter.router import Listening
 
-        slots = max(options.max_workers, len(options.workers), 1)
+        if bool(options.tls_cert) != bool(options.tls_key):
+            raise ValueError("--tls-cert and --tls-key go together: give both or neither")
+        slots = max(options.max_workers, sum(len(worker.ranks()) for worker in options.workers), 1)
         empty = [""] * slots
         self.host = options.host
+        self.tls = bool(options.tls_cert)
         self._router = _core.Router(
             block_size=options.block_size,
             kv_events=empty,
@@ -107,6 +76,7 @@ class KvService:
             http=empty,
             policy=options.policy,
             seed=options.seed,
+            ca_file=options.upstream_ca,
         )
         self._listening = Listening(self._router)
         self._listening.start(True)
@@ -115,11 +85,14 @@ class KvService:
                 self._router,
                 host=options.host,
                 port=options.port,
-                workers=[(w.url, w.kv_events, w.replay, w.load) for w in options.workers],
+                workers=[(w.url, w.kv_events, w.replay, w.load, w.data_parallel_size) for w in options.workers],
                 api_token=options.api_token,
                 admin_token=options.admin_token,
                 loopback=is_loopback(options.host),
                 access_log=options.access_log,
+                tls_cert=options.tls_cert,
+                tls_key=options.tls_key,
+                upstream_ca=options.upstream_ca,
                 **options.limits,
             )
         except BaseException:
@@ -130,7 +103,10 @@ class KvService:
     @property
     def url(self) -> str:
         """Base of its HTTP API."""
-        return f"http://{'127.0.0.1' if self.host in ('0.0.0.0', '*', '') else self.host}:{self.port}"
+        host = {"0.0.0.0": "127.0.0.1", "*": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        if ":" in host and not host.startswith("["):
+            host = f"[{host}]"
+        return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
 
     def close(self) -> None:
         """Stops it.  A second call does nothing."""
@@ -154,22 +130,10 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def read_workers_file(path: Path) -> list[WorkerSpec]:
-    """The workers of a JSON file: a list of objects, as ``WorkerSpec.from_dict`` takes them.
-
-    Raises ValueError, naming the file, when it is not that; OSError when it cannot be read.
-    """
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(entries, list):
-            raise ValueError("it must hold a list of workers")
-        return [WorkerSpec.from_dict(entry) for entry in entries]
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def detect_block_size(workers: list[WorkerSpec], timeout_s: float) -> int:
+def detect_block_size(workers: list[WorkerSpec], timeout_s: float, ca_file: Path | None = None) -> int:
     """The block size that the workers' /metrics name, in tokens.
+
+    ca_file: whom to trust for https workers; None: the system's authorities.
 
     Raises ValueError when none answers within ``timeout_s`` seconds, or two disagree.
     """
@@ -178,9 +142,8 @@ def detect_block_size(workers: list[WorkerSpec], timeout_s: float) -> int:
         found: dict[int, str] = {}
         for worker in workers:
             try:
-                with urllib.request.urlopen(f"{worker.url}/metrics", timeout=5) as answer:
-                    match = _BLOCK_SIZE.search(answer.read(8 << 20).decode("utf-8", "replace"))
-            except (OSError, ValueError):
+                match = _BLOCK_SIZE.search(ServiceClient(worker.url, "", ca_file).text("GET", "/metrics"))
+            except HttpError:
                 continue
             if match:
                 found[int(match[1])] = worker.url
@@ -200,20 +163,13 @@ def detect_block_size(workers: list[WorkerSpec], timeout_s: float) -> int:
         time.sleep(0.5)
 
 
-def _read_token(path: Path | None) -> str:
-    if path is None:
-        return ""
-    token = path.read_text(encoding="utf-8").strip()
-    if not token:
-        raise ValueError(f"{path} is empty: it must hold a token")
-    return token
-
-
 def serve(
     worker: Annotated[
         list[str] | None,
         typer.Option(
-            help="http://host:port[,kv_events=tcp://...][,replay=tcp://...][,load=tcp://...]; one option a worker."
+            help="http(s)://host:port[,kv_events=tcp://...][,replay=tcp://...][,load=tcp://...]"
+            "[,data_parallel_size=N]; one option a server. "
+            "dns://name:port[,kv_events=tcp://*:...]: a worker at each of the name's addresses."
         ),
     ] = None,
     workers_file: Annotated[
@@ -235,6 +191,12 @@ def serve(
     max_header_bytes: Annotated[int, typer.Option(help="Longest request head.", min=256)] = 16 << 10,
     api_token_file: Annotated[Path | None, typer.Option(help="File with the bearer token of the API.")] = None,
     admin_token_file: Annotated[Path | None, typer.Option(help="File with that of admin calls.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate chain: serve TLS only.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM key of --tls-cert.")] = None,
+    upstream_ca: Annotated[
+        Path | None, typer.Option(help="PEM file of whom to trust for https workers; default: the system's.")
+    ] = None,
+    dns_interval: Annotated[float, typer.Option(help="Seconds between look-ups of dns:// names.", min=0.1)] = 5.0,
     access_log: Annotated[str, typer.Option(help="File for a JSON line a request; '-': standard error.")] = "",
     startup_timeout: Annotated[float, typer.Option(help="Seconds to wait for a block size.", min=0)] = 300.0,
     log_level: Annotated[str, typer.Option(help="Of the router's own log.")] = "INFO",
@@ -243,11 +205,12 @@ def serve(
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     stop_signals = {signal.SIGINT, signal.SIGTERM}
     try:
-        workers = [WorkerSpec.parse(text) for text in worker or []]
+        workers, names = parse_workers(worker or [])
         if workers_file:
             workers += read_workers_file(workers_file)
         if block_size == "auto":
-            size = detect_block_size(workers, startup_timeout) if workers else DEFAULT_BLOCK_SIZE
+            found = workers + _first_of(names)
+            size = detect_block_size(found, startup_timeout, upstream_ca) if found else DEFAULT_BLOCK_SIZE
         elif block_size.isdigit() and int(block_size) > 0:
             size = int(block_size)
         else:
@@ -259,9 +222,12 @@ def serve(
             block_size=size,
             policy=policy,
             max_workers=max_workers,
-            api_token=_read_token(api_token_file),
-            admin_token=_read_token(admin_token_file),
+            api_token=read_token(api_token_file),
+            admin_token=read_token(admin_token_file),
             access_log=access_log,
+            tls_cert=str(tls_cert or ""),
+            tls_key=str(tls_key or ""),
+            upstream_ca=str(upstream_ca or ""),
             limits={
                 "max_concurrency": max_concurrency,
                 "max_queue": max_queue,
@@ -281,14 +247,56 @@ def serve(
         print(f"kvrouter: serving on {service.url} (block size {size}, {len(workers)} workers)", flush=True)
         if not is_loopback(host) and not options.api_token:
             print("kvrouter: anyone who reaches this address may use it: set --api-token-file", file=sys.stderr)
-        _wait(stop_signals, service, workers_file, options)
+        if not is_loopback(host) and not service.tls:
+            print("kvrouter: what passes here can be read on the way: set --tls-cert", file=sys.stderr)
+        _wait(stop_signals, _followers(service, options, workers_file, names, dns_interval))
 
 
-def _wait(signals: set[signal.Signals], service: KvService, path: Path | None, options: ServeOptions) -> None:
-    """Until a signal; meanwhile follows the workers file."""
+class _Follower(Protocol):
+    def follow(self) -> None: ...
+
+
+def _first_of(names: list[DnsSpec]) -> list[WorkerSpec]:
+    """A worker of each name that has an address by now."""
+    from kvrouter.dns_workers import resolve
+
+    found = []
+    for name in names:
+        with contextlib.suppress(OSError):
+            found.append(name.at(resolve(name.host)[0]))
+    return found
+
+
+def _followers(
+    service: KvService, options: ServeOptions, path: Path | None, names: list[DnsSpec], dns_interval_s: float
+) -> list[_Follower]:
+    """What tells the service, by its own API, which workers come and go."""
+    from kvrouter.dns_workers import DnsWorkers
     from kvrouter.workers_file import WorkersFile
 
-    watched = WorkersFile(path, service.url, options.admin_token or options.api_token) if path else None
-    while signal.sigtimedwait(signals, 1.0) is None:
-        if watched:
-            watched.follow()
+    client = ServiceClient(
+        service.url, options.admin_token or options.api_token, timeout_s=10, tls=_tls_to_itself(options)
+    )
+    followers: list[_Follower] = [DnsWorkers(name, client, dns_interval_s) for name in names]
+    if path:
+        followers.append(WorkersFile(path, client))
+    return followers
+
+
+def _tls_to_itself(options: ServeOptions) -> ssl.SSLContext | None:
+    """Trusts the service's own certificate alone, which need not be for the address that it is asked at."""
+    if not options.tls_cert:
+        return None
+    context = ssl.create_default_context(cafile=options.tls_cert)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the leaf is in the file, its authority perhaps not
+    return context
+
+
+def _wait(signals: set[signal.Signals], followers: list[_Follower]) -> None:
+    """Until a signal; meanwhile follows what may change."""
+    while True:
+        for follower in followers:
+            follower.follow()
+        if signal.sigtimedwait(signals, 1.0) is not None:
+            return

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import urllib.error
-import urllib.request
 from pathlib import Path
-from typing import Any
 
-from kvrouter.serve import WorkerSpec, read_workers_file
+from kvrouter.bench.local_http import HttpError
+from kvrouter.service_client import ServiceClient
+from kvrouter.worker_spec import read_workers_file
 
 logger = logging.getLogger("kvrouter")
 
@@ -21,14 +19,12 @@ class WorkersFile:
     that cannot be read, or holds nonsense, changes nothing and is said once.
 
     path: JSON, as ``read_workers_file`` takes it.
-    url: the service's.
-    token: bearer token for its admin calls, if it has one.
+    service: the service to tell, with the token for its admin calls if it has one.
     """
 
-    def __init__(self, path: Path, url: str, token: str = "") -> None:
+    def __init__(self, path: Path, service: ServiceClient) -> None:
         self._path = path
-        self._url = url
-        self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+        self._service = service
         self._known = {worker.url for worker in read_workers_file(path)}
         self._seen = self._stamp()
 
@@ -40,20 +36,19 @@ class WorkersFile:
         self._seen = stamp
         try:
             wanted = {worker.url: worker for worker in read_workers_file(self._path)}
-            present = {entry["url"]: entry["worker_id"] for entry in self._ask("GET", "/workers")["workers"]}
+            present: dict[str, list[int]] = {}
+            for entry in self._service.workers()["workers"]:
+                present.setdefault(entry["url"], []).append(entry["worker_id"])
             for url in sorted(wanted.keys() - present.keys()):
-                self._add(wanted[url])
+                self._service.json("POST", "/workers", wanted[url].to_dict())
+                logger.info("Worker %s added from %s", url, self._path)
             for url in sorted((self._known & present.keys()) - wanted.keys()):
-                self._ask("DELETE", f"/workers/{present[url]}")
+                for worker in present[url]:
+                    self._service.json("DELETE", f"/workers/{worker}")
                 logger.info("Worker %s removed: it is no longer in %s", url, self._path)
             self._known = set(wanted)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HttpError) as error:
             logger.warning("The workers file changes nothing: %s", error)
-
-    def _add(self, worker: WorkerSpec) -> None:
-        body = {"url": worker.url, "kv_events": worker.kv_events, "replay": worker.replay, "load": worker.load}
-        self._ask("POST", "/workers", body)
-        logger.info("Worker %s added from %s", worker.url, self._path)
 
     def _stamp(self) -> tuple[int, int, int] | None:
         try:
@@ -61,12 +56,3 @@ class WorkersFile:
         except OSError:
             return None
         return stat.st_mtime_ns, stat.st_size, stat.st_ino
-
-    def _ask(self, method: str, path: str, body: Any = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self._url + path, data=data, method=method, headers=self._headers)
-        try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return json.load(answer)
-        except urllib.error.HTTPError as error:
-            raise ValueError(f"{method} {path}: {error.code} {error.read(1000).decode('utf-8', 'replace')}") from None

@@ -13,7 +13,7 @@
 namespace kvrouter::python {
 namespace {
 
-using Spec = std::tuple<std::string, std::string, std::string, std::string>;
+using Spec = std::tuple<std::string, std::string, std::string, std::string, unsigned>;
 
 std::chrono::milliseconds milliseconds(double seconds) {
   return std::chrono::milliseconds(static_cast<std::int64_t>(seconds * 1e3));
@@ -24,16 +24,21 @@ void construct(Service* self, Router& router, const std::string& host, std::uint
                bool loopback, const std::string& access_log, std::size_t max_concurrency, std::size_t max_queue,
                double queue_timeout_s, double health_interval_s, double first_byte_timeout_s, double stream_timeout_s,
                std::size_t max_body_bytes, std::size_t max_header_bytes, std::size_t max_connections,
-               unsigned breaker_failures, double breaker_open_s) {
+               unsigned breaker_failures, double breaker_open_s, const std::string& tls_cert,
+               const std::string& tls_key, const std::string& upstream_ca) {
   ServiceOptions options;
   options.host = host;
   options.port = port;
-  for (const auto& [url, kv_events, replay, load] : workers) options.workers.push_back({url, kv_events, replay, load});
+  for (const auto& [url, kv_events, replay, load, ranks] : workers) {
+    options.workers.push_back({url, kv_events, replay, load, ranks});
+  }
   options.tokens = {api_token, admin_token, loopback};
   options.access_log = access_log;
   options.http.max_body_bytes = max_body_bytes;
   options.http.max_header_bytes = max_header_bytes;
   options.http.max_connections = max_connections;
+  options.tls = {tls_cert, tls_key};
+  options.fleet.ca_file = upstream_ca;
   options.fleet.max_concurrency = max_concurrency;
   options.fleet.health_interval = milliseconds(health_interval_s);
   options.fleet.breaker = {breaker_failures, milliseconds(breaker_open_s)};
@@ -63,7 +68,7 @@ void bind_service(nb::module_& m) {
            nb::arg("first_byte_timeout_s") = 600.0, nb::arg("stream_timeout_s") = 300.0,
            nb::arg("max_body_bytes") = 16 * 1024 * 1024, nb::arg("max_header_bytes") = 16 * 1024,
            nb::arg("max_connections") = 4096, nb::arg("breaker_failures") = 3, nb::arg("breaker_open_s") = 5.0,
-           nb::keep_alive<1, 2>())
+           nb::arg("tls_cert") = "", nb::arg("tls_key") = "", nb::arg("upstream_ca") = "", nb::keep_alive<1, 2>())
       .def_prop_ro("port", &Service::port)
       .def("stop", &Service::stop, nb::call_guard<nb::gil_scoped_release>());
 }

@@ -23,14 +23,26 @@ bool read_count(const json& value, std::int64_t& out) {
   return true;
 }
 
-// "name{labels} value" or "name value", of one line; the value of a line about another metric is not touched.
-bool sample_of(std::string_view line, std::string_view name, double& value) {
+// Whether these labels ("a=\"x\",b=\"y\"") have this one.
+bool has_label(std::string_view labels, std::string_view label) {
+  for (std::size_t at = labels.find(label); at != std::string_view::npos; at = labels.find(label, at + 1)) {
+    if (at == 0 || labels[at - 1] == ',') return true;  // else the end of another label's name
+  }
+  return false;
+}
+
+// "name{labels} value" or "name value", of one line; the value of a line about another metric, or without the label
+// that is asked for, is not touched.
+bool sample_of(std::string_view line, std::string_view name, std::string_view label, double& value) {
   if (!line.starts_with(name)) return false;
   line.remove_prefix(name.size());
   if (line.starts_with('{')) {
     const std::size_t end = line.rfind('}');
     if (end == std::string_view::npos) return false;
+    if (!label.empty() && !has_label(line.substr(1, end - 1), label)) return false;
     line.remove_prefix(end + 1);
+  } else if (!label.empty()) {
+    return false;
   }
   if (!line.starts_with(' ')) return false;
   line.remove_prefix(std::min(line.find_first_not_of(' '), line.size()));
@@ -71,7 +83,11 @@ LoadOrError parse_load_message(std::string_view text) {
   return result;
 }
 
-LoadOrError parse_load_metrics(std::string_view text) {
+LoadOrError parse_load_metrics(std::string_view text, std::optional<unsigned> engine) {
+  const std::string label = engine ? "engine=\"" + std::to_string(*engine) + "\"" : "";
+  const auto is = [&](std::string_view line, std::string_view name, double& value) {
+    return sample_of(line, name, label, value);
+  };
   Sum usage, waiting, running;
   while (!text.empty()) {
     const std::size_t end = std::min(text.find('\n'), text.size());
@@ -79,16 +95,17 @@ LoadOrError parse_load_metrics(std::string_view text) {
     text.remove_prefix(std::min(end + 1, text.size()));
     double value = 0;
     // The second name is what releases before 0.10 called it.
-    if (sample_of(line, "vllm:kv_cache_usage_perc", value) || sample_of(line, "vllm:gpu_cache_usage_perc", value)) {
+    if (is(line, "vllm:kv_cache_usage_perc", value) || is(line, "vllm:gpu_cache_usage_perc", value)) {
       usage.add(value);
-    } else if (sample_of(line, "vllm:num_requests_waiting", value)) {
+    } else if (is(line, "vllm:num_requests_waiting", value)) {
       waiting.add(value);
-    } else if (sample_of(line, "vllm:num_requests_running", value)) {
+    } else if (is(line, "vllm:num_requests_running", value)) {
       running.add(value);
     }
   }
   if (usage.samples == 0 || waiting.samples == 0) {
-    return failure("/metrics has no vllm:kv_cache_usage_perc or vllm:num_requests_waiting");
+    return failure("/metrics has no vllm:kv_cache_usage_perc or vllm:num_requests_waiting" +
+                   (engine ? " of engine " + std::to_string(*engine) : ""));
   }
   const double mean_usage = usage.total / usage.samples;
   const double limit = static_cast<double>(kMaxQueue);

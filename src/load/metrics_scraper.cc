@@ -2,119 +2,106 @@
 
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
-#include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
-#include <boost/beast/core.hpp>
-#include <boost/beast/http.hpp>
-#include <optional>
-#include <stdexcept>
 #include <thread>
+
+#include "net/upstream.h"
 
 namespace kvrouter {
 namespace {
 
 namespace asio = boost::asio;
-namespace beast = boost::beast;
-namespace http = beast::http;
 using boost::system::error_code;
 
-// Each step holds it alive; it ends at the next one after close().
+constexpr std::size_t kMaxPage = 8 * 1024 * 1024;
+
+// Asks one worker again and again.  Each step holds it alive; it ends at the next one after close().
 class Target : public std::enable_shared_from_this<Target> {
  public:
-  Target(asio::io_context& io, WorkerId worker, HostPort address, const MetricsScraper::Options& options)
-      : worker_(worker), address_(std::move(address)), options_(options), timer_(io), resolver_(io), stream_(io) {}
+  Target(asio::io_context& io, WorkerId worker, const MetricsSource& source, const MetricsScraper::Options& options)
+      : worker_(worker),
+        engine_(source.engine),
+        options_(options),
+        timer_(io),
+        pool_(io, parse_worker_url(source.url), limits(options), options.tls) {}
 
   void schedule() {
     timer_.expires_after(options_.interval);
     timer_.async_wait([this, self = shared_from_this()](error_code error) {
       if (error || closed_) return;
-      options_.wanted(worker_) ? resolve() : schedule();
+      options_.wanted(worker_) ? ask() : schedule();
     });
   }
 
   void close() {
     closed_ = true;
     timer_.cancel();
-    resolver_.cancel();
-    stream_.close();
+    if (call_) call_->cancel();
   }
 
  private:
-  void resolve() {
-    resolver_.async_resolve(
-        address_.host, address_.port, [this, self = shared_from_this()](error_code error, auto endpoints) {
-          if (closed_) return;
-          if (error) return finish("cannot resolve " + address_.host);
-          stream_.expires_after(options_.timeout);
-          stream_.async_connect(endpoints, [this, self = shared_from_this()](error_code failed, auto&&) {
-            if (failed) return finish("cannot connect: " + failed.message());
-            write();
-          });
-        });
+  static UpstreamLimits limits(const MetricsScraper::Options& options) {
+    UpstreamLimits limits;
+    limits.max_collected = kMaxPage;
+    limits.max_idle = 1;
+    limits.keep_idle = std::min(limits.keep_idle, 2 * options.interval);
+    return limits;
   }
 
-  void write() {
-    request_ = {http::verb::get, "/metrics", 11};
-    request_.set(http::field::host, address_.host);
-    request_.set(http::field::connection, "close");
-    http::async_write(stream_, request_, [this, self = shared_from_this()](error_code error, std::size_t) {
-      if (error) return finish("cannot send: " + error.message());
-      buffer_.clear();
-      parser_.emplace();
-      parser_->body_limit(8 * 1024 * 1024);
-      http::async_read(stream_, buffer_, *parser_, [this, self = shared_from_this()](error_code failed, std::size_t) {
-        if (failed) return finish("no answer: " + failed.message());
-        const auto& response = parser_->get();
-        if (response.result() != http::status::ok) {
-          return finish("answered with status " + std::to_string(response.result_int()));
-        }
-        finish(parse_load_metrics(response.body()));
-      });
+  void ask() {
+    call_ =
+        pool_.get("/metrics", options_.timeout, [this, self = shared_from_this()](unsigned status, const auto& body) {
+          if (closed_) return;
+          if (status == 0) return finish({{}, "no answer: " + body});
+          if (status != 200) return finish({{}, "answered with status " + std::to_string(status)});
+          finish(parse_load_metrics(body, engine_));
+        });
+    timer_.expires_after(options_.timeout);  // for the whole of it, however it comes
+    timer_.async_wait([this, self = shared_from_this()](error_code error) {
+      if (error || closed_ || !call_) return;
+      call_->cancel();
+      finish({{}, "no whole answer in time"});
     });
   }
 
-  void finish(std::string error) { finish(LoadOrError{{}, std::move(error)}); }
   void finish(const LoadOrError& result) {
-    if (closed_) return;
-    stream_.close();
+    call_ = nullptr;
     options_.on_load(worker_, result);
     schedule();
   }
 
   bool closed_ = false;
   WorkerId worker_;
-  HostPort address_;
+  std::optional<unsigned> engine_;
   const MetricsScraper::Options& options_;
   asio::steady_timer timer_;
-  asio::ip::tcp::resolver resolver_;
-  beast::tcp_stream stream_;
-  http::request<http::empty_body> request_;
-  beast::flat_buffer buffer_;
-  std::optional<http::response_parser<http::string_body>> parser_;
+  UpstreamPool pool_;
+  std::shared_ptr<UpstreamCall> call_;
 };
 
 }  // namespace
 
 class MetricsScraper::Impl {
  public:
-  Impl(const std::vector<std::string>& urls, Options options) : options_(std::move(options)) {
-    targets_.resize(urls.size());
-    for (std::size_t i = 0; i < urls.size(); ++i) replace(static_cast<WorkerId>(i), urls[i]);
+  Impl(const std::vector<MetricsSource>& sources, Options options) : options_(std::move(options)) {
+    targets_.resize(sources.size());
+    for (std::size_t i = 0; i < sources.size(); ++i) replace(static_cast<WorkerId>(i), sources[i]);
     thread_ = std::thread([this] { io_.run(); });
   }
   ~Impl() {
     io_.stop();
     thread_.join();
+    targets_.clear();  // their sockets and timers go before the context that they belong to
   }
-  void set(WorkerId worker, const std::string& url) {
-    asio::post(io_, [this, worker, url] { replace(worker, url); });
+  void set(WorkerId worker, const MetricsSource& source) {
+    asio::post(io_, [this, worker, source] { replace(worker, source); });
   }
 
  private:
-  void replace(WorkerId worker, const std::string& url) {
+  void replace(WorkerId worker, const MetricsSource& source) {
     if (targets_[worker]) targets_[worker]->close();
-    targets_[worker] = url.empty() ? nullptr : std::make_shared<Target>(io_, worker, parse_worker_url(url), options_);
+    targets_[worker] = source.url.empty() ? nullptr : std::make_shared<Target>(io_, worker, source, options_);
     if (targets_[worker]) targets_[worker]->schedule();
   }
 
@@ -125,11 +112,11 @@ class MetricsScraper::Impl {
   std::thread thread_;
 };
 
-MetricsScraper::MetricsScraper(const std::vector<std::string>& urls, Options options)
-    : impl_(std::make_unique<Impl>(urls, std::move(options))) {}
+MetricsScraper::MetricsScraper(const std::vector<MetricsSource>& sources, Options options)
+    : impl_(std::make_unique<Impl>(sources, std::move(options))) {}
 MetricsScraper::~MetricsScraper() = default;
-void MetricsScraper::set(WorkerId worker, const std::string& url) {
-  impl_->set(worker, url);
+void MetricsScraper::set(WorkerId worker, const MetricsSource& source) {
+  impl_->set(worker, source);
 }
 
 }  // namespace kvrouter

@@ -7,13 +7,20 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "kvrouter/worker_load.h"
-#include "load/worker_url.h"
+#include "net/tls.h"
+#include "net/worker_url.h"
 
 namespace kvrouter {
+
+struct MetricsSource {
+  std::string url;                 // "http://host:port" or "https://host:port"; empty: none
+  std::optional<unsigned> engine;  // whose samples count; none given: all engines' behind the page
+};
 
 class MetricsScraper {
  public:
@@ -23,14 +30,15 @@ class MetricsScraper {
     // Called on the scraper's thread.
     std::function<bool(WorkerId)> wanted;
     std::function<void(WorkerId, const LoadOrError&)> on_load;
+    std::shared_ptr<TlsContext> tls{};  // needed where a source's URL is https
   };
 
-  // `urls[w]` is "http://host:port", or empty: worker w has none.
-  // REQUIRES: validate_worker_url() takes each.
-  MetricsScraper(const std::vector<std::string>& urls, Options options);
+  // One source a worker.
+  // REQUIRES: validate_worker_url() takes each URL.
+  MetricsScraper(const std::vector<MetricsSource>& sources, Options options);
   // Another address for this worker, or none.
   // REQUIRES: as the constructor.
-  void set(WorkerId worker, const std::string& url);
+  void set(WorkerId worker, const MetricsSource& source);
   ~MetricsScraper();  // stops and joins
   MetricsScraper(const MetricsScraper&) = delete;
   MetricsScraper& operator=(const MetricsScraper&) = delete;

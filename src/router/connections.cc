@@ -39,7 +39,7 @@ class Connections::Impl {
     // linger.
     zmq_.set(zmq::ctxopt::max_sockets, static_cast<int>(12 * n + 16));
     const auto started = WorkerLink::Clock::now();
-    std::vector<std::string> urls;
+    std::vector<MetricsSource> sources;
     for (WorkerId w = 0; w < n; ++w) {
       try {
         links_.push_back(make_link(w, context.options.workers[w], started));
@@ -48,22 +48,23 @@ class Connections::Impl {
                                  context.options.workers[w].kv_events + "', load '" + context.options.workers[w].load +
                                  "'): " + error.what() + "; check worker_addresses and the ports");
       }
-      urls.push_back(context.options.workers[w].http);
+      sources.push_back({context.options.workers[w].http, context.options.workers[w].engine});
     }
     wake_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (wake_ < 0) throw std::runtime_error("eventfd: no file descriptors left (see ulimit -n)");
     scraper_ = std::make_unique<MetricsScraper>(
-        urls, MetricsScraper::Options{.interval = context.options.metrics_interval,
-                                      .wanted =
-                                          [this](WorkerId w) {
-                                            const std::shared_lock lock(context_.links_mutex);
-                                            return links_[w]->wants_metrics();
-                                          },
-                                      .on_load =
-                                          [this](WorkerId w, const LoadOrError& result) {
-                                            const std::shared_lock lock(context_.links_mutex);
-                                            links_[w]->on_metrics(result);
-                                          }});
+        sources, MetricsScraper::Options{.interval = context.options.metrics_interval,
+                                         .wanted =
+                                             [this](WorkerId w) {
+                                               const std::shared_lock lock(context_.links_mutex);
+                                               return links_[w]->wants_metrics();
+                                             },
+                                         .on_load =
+                                             [this](WorkerId w, const LoadOrError& result) {
+                                               const std::shared_lock lock(context_.links_mutex);
+                                               links_[w]->on_metrics(result);
+                                             },
+                                         .tls = client_tls(context.options.ca_file)});
     thread_ = std::thread([this] { run(); });
   }
 
@@ -83,7 +84,7 @@ class Connections::Impl {
     }
     wake();
     done.get_future().get();
-    scraper_->set(worker, endpoints.http);
+    scraper_->set(worker, {endpoints.http, endpoints.engine});
   }
 
   const WorkerLink& link(WorkerId worker) const { return *links_[worker]; }

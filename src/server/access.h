@@ -4,7 +4,7 @@
 #include <string>
 #include <string_view>
 
-#include "server/http_headers.h"
+#include "net/http_headers.h"
 
 namespace kvrouter {
 

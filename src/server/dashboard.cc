@@ -17,6 +17,7 @@ std::string dashboard_json(const Router& router, const Fleet& fleet, const Gatew
     if (!worker.present) continue;
     workers.push_back({{"worker_id", w},
                        {"url", worker.spec.url},
+                       {"rank", worker.rank ? json(*worker.rank) : json()},
                        {"healthy", worker.healthy},
                        {"draining", worker.draining},
                        {"breaker_open", worker.breaker.state() != Breaker::State::kClosed},

@@ -3,6 +3,7 @@
 #include <charconv>
 
 #include "server/api_error.h"
+#include "server/forwarded_request.h"
 
 namespace kvrouter {
 namespace {
@@ -14,29 +15,6 @@ constexpr std::uint64_t kMaxCollected = 1024 * 1024;
 
 double seconds_since(Exchange::Clock::time_point begin) {
   return std::chrono::duration<double>(Exchange::Clock::now() - begin).count();
-}
-
-// Headers of the connection, not of the request (RFC 9110, 7.6.1), and those that the gateway sets itself.
-bool stays_here(std::string_view name) {
-  for (const std::string_view other :
-       {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding",
-        "upgrade", "proxy-connection", "host", "content-length", "expect"}) {
-    if (equal_ignoring_case(name, other)) return true;
-  }
-  return false;
-}
-
-// Whether the Connection header names this one.
-bool is_named_in(std::string_view list, std::string_view name) {
-  while (!list.empty()) {
-    const std::size_t comma = std::min(list.find(','), list.size());
-    std::string_view item = list.substr(0, comma);
-    list.remove_prefix(std::min(comma + 1, list.size()));
-    while (item.starts_with(' ') || item.starts_with('\t')) item.remove_prefix(1);
-    while (item.ends_with(' ') || item.ends_with('\t')) item.remove_suffix(1);
-    if (equal_ignoring_case(item, name)) return true;
-  }
-  return false;
 }
 
 // 500 may be the request's doing, and must not take the worker from everybody else.
@@ -174,28 +152,12 @@ void Exchange::send_to(WorkerId id) {
   }
   gateway_.fleet_.begin_request(id);
   auto self = shared_from_this();
-  call_ = worker.pool->start(request_for(worker), {[self](const UpstreamHead& head) { self->on_head(head); },
-                                                   [self](std::string_view data) { self->on_data(data); },
-                                                   [self](const std::string& error) { self->on_end(error); }});
-}
-
-std::string Exchange::request_for(const FleetWorker& worker) const {
-  std::string text;
-  text.reserve(request_.body.size() + 512);
-  text.append(request_.method).append(" ").append(request_.path);
-  if (!request_.query.empty()) text.append("?").append(request_.query);
-  text.append(" HTTP/1.1\r\nHost: ").append(worker.pool->authority());
-  const std::string_view connection = request_.headers.get("connection");
-  for (const auto& [name, value] : request_.headers) {
-    if (stays_here(name) || is_named_in(connection, name)) continue;
-    if (gateway_.options_.strip_authorization && equal_ignoring_case(name, "authorization")) continue;
-    text.append("\r\n").append(name).append(": ").append(value);
-  }
-  if (!request_.body.empty() || request_.method == "POST" || request_.method == "PUT") {
-    text.append("\r\nContent-Length: ").append(std::to_string(request_.body.size()));
-  }
-  text.append("\r\n\r\n").append(request_.body);
-  return text;
+  const std::string authority = worker.pool->authority();
+  const ForwardTo to{authority, worker.rank, !gateway_.options_.strip_authorization};
+  call_ =
+      worker.pool->start(forwarded_request(request_, to), {[self](const UpstreamHead& head) { self->on_head(head); },
+                                                           [self](std::string_view data) { self->on_data(data); },
+                                                           [self](const std::string& error) { self->on_end(error); }});
 }
 
 void Exchange::on_head(const UpstreamHead& head) {

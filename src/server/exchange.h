@@ -33,7 +33,6 @@ class Exchange : public std::enable_shared_from_this<Exchange> {
   void enqueue();
   void leave_queue();
   void send_to(WorkerId worker);
-  std::string request_for(const FleetWorker& worker) const;
   void on_head(const UpstreamHead& head);
   void on_data(std::string_view data);
   void on_end(const std::string& error);

@@ -1,6 +1,7 @@
 #include "server/fleet.h"
 
 #include <algorithm>
+#include <charconv>
 #include <stdexcept>
 
 #include "server/worker_details.h"
@@ -15,8 +16,22 @@ std::string trimmed_url(std::string_view url) {
 
 }  // namespace
 
+std::string endpoint_of_rank(const std::string& endpoint, unsigned rank) {
+  if (endpoint.empty() || rank == 0) return endpoint;
+  if (endpoint.starts_with("inproc://")) return endpoint + "_dp" + std::to_string(rank);
+  const std::size_t colon = endpoint.rfind(':');
+  unsigned port = 0;
+  const char* end = endpoint.data() + endpoint.size();
+  const auto [last, error] = std::from_chars(endpoint.data() + colon + 1, end, port);
+  if (!endpoint.starts_with("tcp://") || error != std::errc() || last != end || port == 0 || port + rank > 65535) {
+    throw std::invalid_argument("'" + endpoint + "' has no port that the rank " + std::to_string(rank) +
+                                " can be added to: give tcp://host:port");
+  }
+  return endpoint.substr(0, colon + 1) + std::to_string(port + rank);
+}
+
 Fleet::Fleet(boost::asio::io_context& io, Router& router, FleetOptions options)
-    : io_(io), router_(router), options_(options), timer_(io) {
+    : io_(io), router_(router), options_(std::move(options)), tls_(client_tls(options_.ca_file)), timer_(io) {
   workers_.reserve(router.num_workers());
   for (WorkerId w = 0; w < router.num_workers(); ++w) {
     workers_.emplace_back(options_.breaker);
@@ -36,29 +51,53 @@ void Fleet::stop() {
 }
 
 Fleet::Added Fleet::add(const WorkerSpec& spec) {
-  const std::string url = trimmed_url(spec.url);
-  if (find(url)) return {0, "there is a worker at " + url + " already"};
-  const auto slot = std::find_if(workers_.begin(), workers_.end(), [](auto& w) { return !w.present; });
-  if (slot == workers_.end()) {
-    return {0, "there are " + std::to_string(workers_.size()) + " workers already: raise --max-workers"};
+  WorkerSpec wanted = spec;
+  wanted.url = trimmed_url(spec.url);
+  if (find(wanted.url)) return {{}, "there is a worker at " + wanted.url + " already"};
+  if (spec.data_parallel_size > kMaxDataParallelSize) {
+    return {{}, "data_parallel_size must be at most " + std::to_string(kMaxDataParallelSize)};
   }
-  const auto id = static_cast<WorkerId>(slot - workers_.begin());
+  const unsigned engines = std::max(1u, spec.data_parallel_size);
+  std::vector<WorkerId> free;
+  for (WorkerId w = 0; w < workers_.size() && free.size() < engines; ++w) {
+    if (!workers_[w].present) free.push_back(w);
+  }
+  if (free.size() < engines) {
+    return {{}, "there is room for " + std::to_string(workers_.size()) + " workers only: raise --max-workers"};
+  }
+  Added added;
   try {
-    HostPort address = parse_worker_url(url);
-    router_.set_worker(id, {spec.kv_events, spec.load, url});
-    FleetWorker worker(options_.breaker);
-    worker.spec = spec;
-    worker.spec.url = url;
-    worker.pool = std::make_unique<UpstreamPool>(io_, std::move(address), options_.upstream);
-    worker.generation = ++last_generation_;
-    worker.present = true;
-    workers_[id] = std::move(worker);
+    const HostPort address = parse_worker_url(wanted.url);
+    for (unsigned rank = 0; rank < engines; ++rank) {
+      WorkerSpec engine = wanted;
+      if (spec.data_parallel_size == 0) {
+        add_engine(free[rank], engine, address, std::nullopt);
+      } else {
+        for (std::string* endpoint : {&engine.kv_events, &engine.replay, &engine.load}) {
+          *endpoint = endpoint_of_rank(*endpoint, rank);
+        }
+        add_engine(free[rank], engine, address, rank);
+      }
+      added.workers.push_back(free[rank]);
+    }
   } catch (const std::exception& error) {
-    return {0, error.what()};
+    for (const WorkerId worker : added.workers) remove(worker);
+    return {{}, error.what()};
   }
+  return added;
+}
+
+void Fleet::add_engine(WorkerId id, const WorkerSpec& spec, const HostPort& address, std::optional<unsigned> rank) {
+  router_.set_worker(id, {spec.kv_events, spec.load, spec.url, rank});
+  FleetWorker worker(options_.breaker);
+  worker.spec = spec;
+  worker.rank = rank;
+  worker.pool = std::make_unique<UpstreamPool>(io_, address, options_.upstream, tls_);
+  worker.generation = ++last_generation_;
+  worker.present = true;
+  workers_[id] = std::move(worker);
   router_.enable(id, true);
   probe_health(id);
-  return {id, {}};
 }
 
 bool Fleet::remove(WorkerId worker) {
@@ -226,7 +265,7 @@ void Fleet::probe_details(WorkerId worker) {
         "/metrics", options_.health_timeout, [this, worker, generation](unsigned status, const std::string& body) {
           metrics_calls_.erase(worker);
           if (stopped_ || status != 200 || !current(worker, generation)) return;
-          const WorkerCounters counters = parse_worker_counters(body);
+          const WorkerCounters counters = parse_worker_counters(body, workers_[worker].rank);
           FleetWorker& entry = workers_[worker];
           entry.block_size = counters.block_size;
           entry.cache_queries = counters.cache_queries;

@@ -16,18 +16,27 @@
 #include <vector>
 
 #include "kvrouter/router.h"
+#include "net/upstream.h"
 #include "server/breaker.h"
-#include "server/upstream.h"
 
 namespace kvrouter {
 
-// Where a worker is; all but the URL may be empty.
+// Where a server is; all but the URL may be empty.
 struct WorkerSpec {
-  std::string url;        // "http://host:port"
+  std::string url;        // "http://host:port" or "https://host:port"
   std::string kv_events;  // ZMQ endpoints
   std::string replay;
   std::string load;
+  // Engines behind the URL.  Each is a worker of its own, with these endpoints' ports plus its rank, as vLLM has it.
+  // 0: one engine, which is not asked for by rank.
+  unsigned data_parallel_size = 0;
 };
+
+inline constexpr unsigned kMaxDataParallelSize = 1024;
+
+// The endpoint of an engine: "tcp://host:port" with the port plus the rank.  Throws std::invalid_argument if it has
+// none.
+std::string endpoint_of_rank(const std::string& endpoint, unsigned rank);
 
 struct ServedModel {
   std::string id;
@@ -39,6 +48,7 @@ struct FleetOptions {
   std::chrono::milliseconds health_timeout{2000};
   std::chrono::milliseconds details_interval{5000};  // models and counters
   std::size_t max_concurrency = 256;                 // requests under way at a worker
+  std::string ca_file;  // PEM: whom to trust for https workers; empty: the system's authorities
   Breaker::Options breaker;
   UpstreamLimits upstream;
 };
@@ -46,7 +56,8 @@ struct FleetOptions {
 struct FleetWorker {
   explicit FleetWorker(const Breaker::Options& options) : breaker(options) {}
 
-  WorkerSpec spec;
+  WorkerSpec spec;               // with this engine's own endpoints
+  std::optional<unsigned> rank;  // among the engines of its server, if they are told apart
   std::unique_ptr<UpstreamPool> pool;
   std::uint64_t generation = 0;  // tells the worker from the next one in its slot
   bool present = false;
@@ -71,14 +82,15 @@ class Fleet {
   void stop();
 
   struct Added {
-    WorkerId worker = 0;
-    std::string error;  // empty: added
+    std::vector<WorkerId> workers;  // one an engine
+    std::string error;              // empty: added
   };
+  // All of the server's engines, or none.
   Added add(const WorkerSpec& spec);
   // Nothing new is sent to it; it is forgotten when its last request has ended.  False if there is no such worker.
   bool remove(WorkerId worker);
   bool set_draining(WorkerId worker, bool draining);
-  // The worker with this URL.
+  // A worker with this URL.
   std::optional<WorkerId> find(std::string_view url) const;
 
   std::size_t num_slots() const { return workers_.size(); }
@@ -105,6 +117,7 @@ class Fleet {
   void on_change(std::function<void()> callback) { on_change_ = std::move(callback); }
 
  private:
+  void add_engine(WorkerId id, const WorkerSpec& spec, const HostPort& address, std::optional<unsigned> rank);
   void tick();
   void probe_health(WorkerId worker);
   void probe_details(WorkerId worker);
@@ -115,6 +128,7 @@ class Fleet {
   boost::asio::io_context& io_;
   Router& router_;
   FleetOptions options_;
+  std::shared_ptr<TlsContext> tls_;
   boost::asio::steady_timer timer_;
   std::vector<FleetWorker> workers_;
   std::map<WorkerId, std::shared_ptr<UpstreamCall>> health_calls_, model_calls_, metrics_calls_;

@@ -40,7 +40,7 @@ std::string_view origin_form(std::string_view target) {
 
 }  // namespace
 
-Connection::Connection(Socket socket, ServerState& server)
+Connection::Connection(ClientStream socket, ServerState& server)
     : socket_(std::move(socket)), timer_(socket_.get_executor()), server_(server) {}
 
 void Connection::start() {

@@ -4,10 +4,8 @@
 
 #include <array>
 #include <atomic>
-#include <boost/asio/basic_stream_socket.hpp>
 #include <boost/asio/basic_waitable_timer.hpp>
 #include <boost/asio/io_context.hpp>
-#include <boost/asio/ip/tcp.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/http/parser.hpp>
 #include <boost/beast/http/string_body.hpp>
@@ -21,12 +19,11 @@
 #include <string_view>
 #include <unordered_set>
 
+#include "server/client_stream.h"
 #include "server/http_server.h"
 
 namespace kvrouter::http_detail {
 
-using Executor = boost::asio::io_context::executor_type;
-using Socket = boost::asio::basic_stream_socket<boost::asio::ip::tcp, Executor>;
 using Clock = std::chrono::steady_clock;
 using Timer = boost::asio::basic_waitable_timer<Clock, boost::asio::wait_traits<Clock>, Executor>;
 
@@ -48,7 +45,7 @@ struct ServerState {
 
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
-  Connection(Socket socket, ServerState& server);
+  Connection(ClientStream socket, ServerState& server);
 
   void start();
   void close();
@@ -86,7 +83,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void refresh_deadline();
   void on_timer();
 
-  Socket socket_;
+  ClientStream socket_;
   Timer timer_;
   ServerState& server_;
   // Read by replies on other threads.

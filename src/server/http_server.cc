@@ -13,21 +13,27 @@
 #include <stdexcept>
 #include <system_error>
 #include <thread>
+#include <unordered_set>
+#include <utility>
 #include <vector>
 
+#include "net/tls.h"
 #include "server/http_connection.h"
+#include "server/tls_handshake.h"
 
 namespace kvrouter {
 namespace {
 
 namespace net = boost::asio;
 using boost::system::error_code;
+using http_detail::ClientStream;
 using http_detail::Connection;
 using http_detail::Core;
 using http_detail::Executor;
 using http_detail::ServerState;
 using http_detail::Socket;
 using http_detail::Timer;
+using http_detail::TlsHandshake;
 using Acceptor = net::basic_socket_acceptor<net::ip::tcp, Executor>;
 
 constexpr std::chrono::milliseconds kAcceptRetry{50};
@@ -73,8 +79,9 @@ Acceptor listen_on(net::io_context& context, const std::string& host, std::uint1
 
 class HttpServer::Impl {
  public:
-  Impl(const std::string& host, std::uint16_t port, const MakeHttpService& make, HttpLimits limits)
+  Impl(const std::string& host, std::uint16_t port, const MakeHttpService& make, HttpLimits limits, const TlsFiles& tls)
       : server_{nullptr, limits, std::make_shared<Core>(), {}},
+        tls_(tls.certificate.empty() && tls.key.empty() ? nullptr : server_tls(tls.certificate, tls.key)),
         work_(server_.core->context.get_executor()),
         acceptor_(listen_on(server_.core->context, host, port)),
         retry_(server_.core->context),
@@ -99,6 +106,7 @@ class HttpServer::Impl {
       acceptor_.close(ignored);
       retry_.cancel();
       if (on_stop_) on_stop_();
+      for (const auto& handshake : std::exchange(handshakes_, {})) handshake->abort();
       const auto connections = server_.connections;
       for (const auto& connection : connections) connection->close();
       work_.reset();
@@ -118,27 +126,44 @@ class HttpServer::Impl {
         });
         return;
       }
-      if (server_.connections.size() >= server_.limits.max_connections) {
+      if (server_.connections.size() + handshakes_.size() >= server_.limits.max_connections) {
         turn_away(socket);
+      } else if (tls_) {
+        shake_hands(std::move(socket));
       } else {
-        auto connection = std::make_shared<Connection>(std::move(socket), server_);
-        server_.connections.insert(connection);
-        connection->start();
+        serve(ClientStream(std::move(socket)));
       }
       accept();
     });
   }
 
-  static void turn_away(Socket& socket) {
+  void serve(ClientStream stream) {
+    auto connection = std::make_shared<Connection>(std::move(stream), server_);
+    server_.connections.insert(connection);
+    connection->start();
+  }
+
+  void shake_hands(Socket socket) {
+    auto handshake = std::make_shared<TlsHandshake>(std::move(socket), *tls_);
+    handshakes_.insert(handshake);
+    handshake->start(server_.limits.request_timeout, [this, raw = handshake.get()](std::optional<ClientStream> stream) {
+      handshakes_.erase(raw->shared_from_this());
+      if (stream) serve(std::move(*stream));
+    });
+  }
+
+  void turn_away(Socket& socket) {
     static constexpr std::string_view kAnswer =
         "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
-    ::send(socket.native_handle(), kAnswer.data(), kAnswer.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (!tls_) ::send(socket.native_handle(), kAnswer.data(), kAnswer.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
     error_code ignored;
     socket.shutdown(net::ip::tcp::socket::shutdown_send, ignored);
     socket.close(ignored);
   }
 
   ServerState server_;
+  std::shared_ptr<TlsContext> tls_;  // null: it speaks none
+  std::unordered_set<std::shared_ptr<TlsHandshake>> handshakes_;
   std::function<void()> on_stop_;
   net::executor_work_guard<Executor> work_;
   Acceptor acceptor_;
@@ -151,8 +176,9 @@ class HttpServer::Impl {
 HttpServer::HttpServer(const std::string& host, std::uint16_t port, HttpHandler handler, HttpLimits limits)
     : HttpServer(
           host, port, [&handler](net::io_context&) { return HttpService{std::move(handler), nullptr}; }, limits) {}
-HttpServer::HttpServer(const std::string& host, std::uint16_t port, const MakeHttpService& make, HttpLimits limits)
-    : impl_(std::make_unique<Impl>(host, port, make, limits)) {}
+HttpServer::HttpServer(const std::string& host, std::uint16_t port, const MakeHttpService& make, HttpLimits limits,
+                       const TlsFiles& tls)
+    : impl_(std::make_unique<Impl>(host, port, make, limits, tls)) {}
 HttpServer::~HttpServer() = default;
 std::uint16_t HttpServer::port() const {
   return impl_->port();

@@ -13,7 +13,7 @@
 #include <string>
 #include <string_view>
 
-#include "server/http_headers.h"
+#include "net/http_headers.h"
 
 namespace boost::asio {
 class io_context;
@@ -28,6 +28,12 @@ struct HttpLimits {
   std::size_t max_unsent_bytes = 16 * 1024 * 1024;  // of a streamed answer; a client that reads slower is cut off
   std::chrono::seconds idle_timeout{60};     // between requests of a kept-alive connection; of a client not reading
   std::chrono::seconds request_timeout{30};  // from a request's first byte to its last
+};
+
+// PEM files of a server that speaks TLS, and nothing else; both empty: it speaks none.
+struct TlsFiles {
+  std::string certificate;  // leaf first
+  std::string key;
 };
 
 struct HttpRequest {
@@ -68,9 +74,11 @@ using MakeHttpService = std::function<HttpService(boost::asio::io_context&)>;
 
 class HttpServer {
  public:
-  // Binds and starts to serve.  port 0: any free port.  Throws std::system_error when the address cannot be bound.
+  // Binds and starts to serve.  port 0: any free port.  Throws std::system_error when the address cannot be bound,
+  // std::invalid_argument for TLS files that cannot be used.
   HttpServer(const std::string& host, std::uint16_t port, HttpHandler handler, HttpLimits limits = {});
-  HttpServer(const std::string& host, std::uint16_t port, const MakeHttpService& make, HttpLimits limits = {});
+  HttpServer(const std::string& host, std::uint16_t port, const MakeHttpService& make, HttpLimits limits = {},
+             const TlsFiles& tls = {});
   ~HttpServer();  // stop()
   HttpServer(const HttpServer&) = delete;
   HttpServer& operator=(const HttpServer&) = delete;

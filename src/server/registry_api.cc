@@ -37,6 +37,7 @@ ApiAnswer list_workers(Router& router, const Fleet& fleet) {
     json models = json::array();
     for (const ServedModel& model : known.models) models.push_back(model.id);
     worker["url"] = known.spec.url;
+    worker["rank"] = known.rank ? json(*known.rank) : json();
     worker["replay_endpoint"] = known.spec.replay;
     worker["healthy"] = known.healthy;
     worker["health_error"] = known.health_error;
@@ -66,10 +67,16 @@ ApiAnswer add_worker(Fleet& fleet, const std::string& body) {
     if (!value->is_string()) return failure(400, std::string(name) + " must be a string");
     *target = value->get<std::string>();
   }
-  if (spec.url.empty()) return failure(400, "url must be http://host:port");
+  if (spec.url.empty()) return failure(400, "url must be http://host:port or https://host:port");
+  if (const auto size = message.find("data_parallel_size"); size != message.end() && !size->is_null()) {
+    if (!size->is_number_unsigned() || size->get<std::uint64_t>() > kMaxDataParallelSize) {
+      return failure(400, "data_parallel_size must be an integer from 0 to " + std::to_string(kMaxDataParallelSize));
+    }
+    spec.data_parallel_size = size->get<unsigned>();
+  }
   const Fleet::Added added = fleet.add(spec);
   if (!added.error.empty()) return failure(fleet.find(spec.url) ? 409 : 400, added.error);
-  return {201, dump({{"worker_id", added.worker}, {"url", spec.url}})};
+  return {201, dump({{"worker_id", added.workers.front()}, {"worker_ids", added.workers}, {"url", spec.url}})};
 }
 
 }  // namespace

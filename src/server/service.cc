@@ -57,7 +57,9 @@ class Service::Impl {
       : router_(router),
         options_(options),
         log_(options.access_log),
-        server_(options.host, options.port, [this](boost::asio::io_context& io) { return make(io); }, options.http) {}
+        server_(
+            options.host, options.port, [this](boost::asio::io_context& io) { return make(io); }, options.http,
+            options.tls) {}
 
   ~Impl() {
     stop();

@@ -7,7 +7,8 @@
 //   POST /find_best_worker, /find_best_workers, /find_worker_round_robin, /reset: see router_api.h
 //   POST /route                 see route_api.h
 //   GET  /workers               what is known of each
-//   POST /workers               {"url", "kv_events", "replay", "load"}: a new worker, all but the URL optional
+//   POST /workers               {"url", "kv_events", "replay", "load", "data_parallel_size"}: a new server, all but
+//                               the URL optional; each of its engines is a worker
 //   DELETE /workers/N           no new requests; forgotten when its last one has ended
 //   POST /workers/N/drain       {"draining": true or false}
 //   GET  /v1/models             of all workers together
@@ -37,6 +38,7 @@ struct ServiceOptions {
   AccessTokens tokens;
   std::string access_log;  // path, "-" for standard error, or empty
   HttpLimits http;
+  TlsFiles tls;
   FleetOptions fleet;
   GatewayOptions gateway;
 };
@@ -45,7 +47,7 @@ class Service {
  public:
   // `router` has as many workers as the fleet may ever have; which there are is the service's to say.  It must outlive
   // the service.  Throws std::system_error when the address cannot be bound, std::invalid_argument for a worker that
-  // cannot be added.
+  // cannot be added and for TLS files that cannot be used.
   Service(Router& router, const ServiceOptions& options);
   ~Service();  // stop()
   Service(const Service&) = delete;

@@ -116,8 +116,9 @@ void add_workers(Page& page, const RouterStatus& status, const Fleet& fleet) {
     for (WorkerId w = 0; w < fleet.num_slots(); ++w) {
       const FleetWorker& worker = fleet.worker(w);
       if (!worker.present) continue;
-      page.sample(name, "worker=\"" + std::to_string(w) + "\",url=\"" + escaped(worker.spec.url) + "\"",
-                  value(worker, status.workers[w]));
+      std::string labels = "worker=\"" + std::to_string(w) + "\",url=\"" + escaped(worker.spec.url) + "\"";
+      if (worker.rank) labels += ",rank=\"" + std::to_string(*worker.rank) + "\"";
+      page.sample(name, labels, value(worker, status.workers[w]));
     }
   };
   using F = const FleetWorker&;
@@ -148,8 +149,13 @@ void add_workers(Page& page, const RouterStatus& status, const Fleet& fleet) {
       [](F, S s) { return number_of(s.events.stored_blocks); });
   add("kvrouter_worker_kv_blocks_removed_total", "counter", "Blocks that it said it removed.",
       [](F, S s) { return number_of(s.events.removed_blocks); });
-  add("kvrouter_worker_kv_event_gaps_total", "counter", "Gaps in its events; each empties what is known of it.",
+  add("kvrouter_worker_kv_event_gaps_total", "counter", "Gaps in its events.",
       [](F, S s) { return number_of(s.gaps); });
+  add("kvrouter_worker_missed_kv_event_batches_total", "counter", "Batches of KV events that were lost in gaps.",
+      [](F, S s) { return number_of(s.missed_batches); });
+  add("kvrouter_worker_resyncs_total", "counter",
+      "Times that its cache had to be learnt anew, after gaps and restarts.",
+      [](F, S s) { return number_of(s.gaps + s.restarts); });
   add("kvrouter_worker_restarts_total", "counter", "Times its events began anew.",
       [](F, S s) { return number_of(s.restarts); });
   add("kvrouter_worker_routed_prompt_tokens_total", "counter", "Prompt tokens sent to it.",

@@ -22,6 +22,16 @@ bool is_sample_of(std::string_view line, std::string_view name) {
   return line.starts_with(name) && line.size() > name.size() && (line[name.size()] == '{' || line[name.size()] == ' ');
 }
 
+// Where a line goes on after this label, or the beginning of one; npos if it has none.
+std::size_t label_value(std::string_view line, std::string_view label) {
+  std::size_t at = line.find(label);
+  // Not the end of another label's name.
+  while (at != std::string_view::npos && at > 0 && line[at - 1] != '{' && line[at - 1] != ',') {
+    at = line.find(label, at + 1);
+  }
+  return at == std::string_view::npos ? at : at + label.size();
+}
+
 }  // namespace
 
 std::optional<std::vector<ServedModel>> parse_models(std::string_view text) {
@@ -38,24 +48,25 @@ std::optional<std::vector<ServedModel>> parse_models(std::string_view text) {
   return models;
 }
 
-WorkerCounters parse_worker_counters(std::string_view text) {
+WorkerCounters parse_worker_counters(std::string_view text, std::optional<unsigned> engine) {
   WorkerCounters counters;
+  const std::string label = engine ? "engine=\"" + std::to_string(*engine) + "\"" : "";
+  const auto counts = [&](std::string_view line, std::string_view name) {
+    return is_sample_of(line, name) && (label.empty() || label_value(line, label) != std::string_view::npos);
+  };
   while (!text.empty()) {
     const std::size_t end = std::min(text.find('\n'), text.size());
     std::string_view line = text.substr(0, end);
     text.remove_prefix(std::min(end + 1, text.size()));
     if (line.ends_with('\r')) line.remove_suffix(1);
-    if (is_sample_of(line, "vllm:prefix_cache_queries_total")) {
+    if (counts(line, "vllm:prefix_cache_queries_total")) {
       counters.cache_queries += static_cast<std::uint64_t>(value_of(line));
-    } else if (is_sample_of(line, "vllm:prefix_cache_hits_total")) {
+    } else if (counts(line, "vllm:prefix_cache_hits_total")) {
       counters.cache_hits += static_cast<std::uint64_t>(value_of(line));
     } else if (is_sample_of(line, "vllm:cache_config_info")) {
       constexpr std::string_view kKey = "block_size=\"";
-      std::size_t at = line.find(kKey);
-      // Not the end of another label's name.
-      while (at != std::string_view::npos && line[at - 1] != '{' && line[at - 1] != ',') at = line.find(kKey, at + 1);
+      const std::size_t at = label_value(line, kKey);
       if (at == std::string_view::npos) continue;
-      at += kKey.size();
       std::size_t size = 0;
       std::from_chars(line.data() + at, line.data() + line.size(), size);
       counters.block_size = size;

@@ -17,7 +17,7 @@ struct WorkerCounters {
   std::size_t block_size = 0;                       // 0: not said
   std::uint64_t cache_queries = 0, cache_hits = 0;  // tokens; engines behind one page summed
 };
-// Of a vLLM worker's /metrics page.
-WorkerCounters parse_worker_counters(std::string_view prometheus_text);
+// Of a vLLM worker's /metrics page; with `engine`, of the counters only those with that label.
+WorkerCounters parse_worker_counters(std::string_view prometheus_text, std::optional<unsigned> engine = std::nullopt);
 
 }  // namespace kvrouter

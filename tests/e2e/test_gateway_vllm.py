@@ -7,8 +7,11 @@ import time
 
 import pytest
 
-from kvrouter.serve import KvService, ServeOptions, WorkerSpec, detect_block_size
+from kvrouter.doctor import examine_service, examine_worker
+from kvrouter.serve import KvService, ServeOptions, detect_block_size
+from kvrouter.service_client import ServiceClient
 from kvrouter.vllm.launcher import WorkerFleet
+from kvrouter.worker_spec import WorkerSpec
 
 pytestmark = pytest.mark.vllm
 
@@ -94,3 +97,17 @@ def test_errors_reach_the_client_as_openai_has_them(client, openai_module, vllm_
         client.completions.create(model="no-such-model", prompt=[1], max_tokens=1)
     with pytest.raises(openai_module.BadRequestError):
         client.completions.create(model=vllm_fleet.model, prompt=[1], max_tokens=-1)
+
+
+def test_doctor_finds_nothing_to_mend(gateway, vllm_fleet):
+    """And with a wrong block size and a wrong endpoint, what to mend."""
+    worker = vllm_fleet.workers[0]
+    spec = WorkerSpec(worker.url, worker.kv_events_endpoint, worker.replay_endpoint, worker.load_endpoint)
+    findings = list(examine_worker(spec, vllm_fleet.block_size, 30, probe=True))
+    assert [f for f in findings if f.ok is not True] == []
+    for said in ("prefix caching on", "in order", "clock", "publishes its load"):
+        assert any(said in f.text for f in findings), said
+    wrong = WorkerSpec(worker.url, "tcp://127.0.0.1:1")
+    bad = [f for f in examine_worker(wrong, 2 * vllm_fleet.block_size, 1, probe=True) if f.ok is False]
+    assert ["--block-size" in bad[0].help, "enable_kv_cache_events" in bad[1].help] == [True, True]
+    assert [f for f in examine_service(ServiceClient(gateway.url), 2) if f.ok is False] == []

@@ -103,7 +103,7 @@ TEST(MetricsScraper, ReadsARealPageAgainAndAgain) {
     }
   });
   Reports reports;
-  MetricsScraper scraper({"", "http://127.0.0.1:" + std::to_string(server.port())},
+  MetricsScraper scraper({{}, {"http://127.0.0.1:" + std::to_string(server.port()), {}}},
                          {.interval = std::chrono::milliseconds(5),
                           .wanted = [](WorkerId) { return true; },
                           .on_load =
@@ -123,7 +123,7 @@ TEST(MetricsScraper, NobodyThere_IsReported) {
     free_port = server.port();
   }
   Reports reports;
-  MetricsScraper scraper({"http://127.0.0.1:" + std::to_string(free_port)},
+  MetricsScraper scraper({{"http://127.0.0.1:" + std::to_string(free_port), {}}},
                          {.interval = std::chrono::milliseconds(5),
                           .wanted = [](WorkerId) { return true; },
                           .on_load = [&](WorkerId, const LoadOrError& result) { reports.add(result); }});
@@ -133,10 +133,10 @@ TEST(MetricsScraper, NobodyThere_IsReported) {
 }
 
 TEST(MetricsScraper, Url_IsChecked) {
-  for (const char* url : {"http://h:1", "http://[::1]:80", "http://h:1/", ""})
+  for (const char* url : {"http://h:1", "https://h:1", "http://[::1]:80", "http://h:1/", ""})
     EXPECT_NO_THROW(validate_worker_url(url));
   for (const char* url :
-       {"h:1", "https://h:1", "http://h", "http://:1", "http://h:", "http://h:x", "http://h:1/path"}) {
+       {"h:1", "ftp://h:1", "http://h:99999", "http://h", "http://:1", "http://h:", "http://h:x", "http://h:1/path"}) {
     EXPECT_THROW(validate_worker_url(url), std::invalid_argument) << url;
   }
 }

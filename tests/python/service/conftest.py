@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from kvrouter.serve import KvService, ServeOptions, WorkerSpec
+from kvrouter.serve import KvService, ServeOptions
 from kvrouter.sim import SimWorker
+from kvrouter.worker_spec import WorkerSpec
 
 BLOCK_SIZE = 16
 

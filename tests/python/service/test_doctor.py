@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from conftest import BLOCK_SIZE, served, sim_worker, spec_of
 from kvrouter.cli import app
 from kvrouter.doctor import examine_service, examine_worker
-from kvrouter.serve import WorkerSpec
+from kvrouter.service_client import ServiceClient
+from kvrouter.worker_spec import WorkerSpec
 
 pytest.importorskip("zmq", reason="pyzmq is not installed")
 
@@ -66,10 +67,10 @@ def test_prefix_caching_off_publishes_nothing():
 
 def test_a_service_whose_traffic_shares_nothing():
     with sim_worker() as worker, served([spec_of(worker)], limits={"health_interval_s": 0.05}) as client:
-        (early,) = examine_service(client.url, 1)
+        (early,) = examine_service(ServiceClient(client.url), 1)
         assert (early.ok, "warming up" in early.text) == (None, True)
         for i in range(60):
             client.ask("POST", "/v1/completions", {"prompt": [i + 5] + [7] * 40, "max_tokens": 1})
-        assert any("has 1 workers, not 2" in f.text for f in examine_service(client.url, 2))
-    (gone,) = examine_service(client.url, 1)
+        assert any("has 1 workers, not 2" in f.text for f in examine_service(ServiceClient(client.url), 2))
+    (gone,) = examine_service(ServiceClient(client.url), 1)
     assert gone.ok is False

@@ -11,7 +11,9 @@ import urllib.request
 import pytest
 
 from conftest import BLOCK_SIZE, Client, served, sim_worker, spec_of, wait_for
-from kvrouter.serve import KvService, ServeOptions, WorkerSpec, read_workers_file
+from kvrouter.serve import KvService, ServeOptions
+from kvrouter.service_client import ServiceClient
+from kvrouter.worker_spec import WorkerSpec, read_workers_file
 from kvrouter.workers_file import WorkersFile
 
 PROMPT = list(range(10, 10 + 4 * BLOCK_SIZE))
@@ -125,6 +127,7 @@ class BreakingServer:
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self.closed_by_peer = threading.Event()
         self.hold = False
+        self.heads: list[bytes] = []  # of what was not a GET
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
@@ -141,6 +144,7 @@ class BreakingServer:
                 connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body))
                 connection.sendall(body)
                 return
+            self.heads.append(head.partition(b"\r\n\r\n")[0])
             connection.sendall(self._answer)
             while self.hold:
                 if not connection.recv(65536):
@@ -155,8 +159,6 @@ class BreakingServer:
 def breaking(answer, hold=False, **options):
     server = BreakingServer(answer)
     server.hold = hold
-    from kvrouter.serve import KvService, ServeOptions
-
     limits = {"health_interval_s": 0.1} | options
     with KvService(
         ServeOptions(workers=[WorkerSpec(server.url)], port=0, block_size=BLOCK_SIZE, max_workers=2, limits=limits)
@@ -168,6 +170,34 @@ def breaking(answer, hold=False, **options):
 
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def test_trace_context_is_passed_on():
+    trace = {
+        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        "tracestate": "vendor=t61rcWkgMzE,other=00f067aa0ba902b7",
+    }
+    with breaking(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}") as (client, server):
+        assert client.ask("POST", "/v1/completions", completion(), trace | {"X-Request-Id": "abc"})[0] == 200
+    lines = server.heads[-1].decode().lower().split("\r\n")
+    for name, value in (trace | {"X-Request-Id": "abc"}).items():
+        assert lines.count(f"{name}: {value}".lower()) == 1, name
+
+
+def test_headers_of_the_connection_stay_here_and_a_folded_one_is_one_line():
+    body = json.dumps(completion()).encode()
+    head = (
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, X-Hop\r\nX-Hop: 1\r\n"
+        b"X-Folded: a\r\n Transfer-Encoding: chunked\r\nContent-Length: %d\r\n\r\n"
+    )
+    with breaking(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}") as (client, server):
+        host, port = client.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            connection.sendall(head % len(body) + body)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+    (sent,) = server.heads
+    names = [line.partition(":")[0].lower() for line in sent.decode().split("\r\n")[1:]]
+    assert sorted(names) == ["content-length", "host", "x-folded"]
 
 
 def test_a_stream_that_breaks_off_ends_with_an_error_event():
@@ -326,6 +356,9 @@ def test_a_worker_that_is_given_twice_is_said(two_workers):
         "http://h:1,kv_events=5557",
         "http://h:1,load=tcp://a:1,load=tcp://a:1",
         "http://h:1,other=tcp://a:1",
+        "http://h:1,data_parallel_size=0",
+        "http://h:1,data_parallel_size=x",
+        "http://h:1,data_parallel_size=5000",
     ],
 )
 def test_a_malformed_worker_is_refused(text):
@@ -338,7 +371,7 @@ def test_the_workers_file_is_followed(two_workers, tmp_path):
     first, second = (spec_of(worker) for worker in two_workers)
     file.write_text(json.dumps([vars(first)]))
     with served(read_workers_file(file)) as client:
-        watched = WorkersFile(file, client.url)
+        watched = WorkersFile(file, ServiceClient(client.url))
         for content, urls in (
             ([vars(first), vars(second)], {first.url, second.url}),
             ([vars(second)], {second.url}),

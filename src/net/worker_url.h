@@ -8,9 +8,10 @@ namespace kvrouter {
 struct HostPort {
   std::string host;  // a name or an IP address, without brackets
   std::string port;
+  bool tls = false;
 };
 
-// Of "http://host:port".  Throws std::invalid_argument for anything else.
+// Of "http://host:port" or "https://host:port".  Throws std::invalid_argument for anything else.
 HostPort parse_worker_url(const std::string& url);
 // The same check alone; the empty URL passes.
 void validate_worker_url(const std::string& url);

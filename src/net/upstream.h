@@ -1,5 +1,5 @@
-// Requests to one worker's HTTP server, over connections that are kept and reused.  Used by one thread: that of the
-// io_context.
+// Requests to one worker's HTTP server, over connections that are kept and reused, with TLS where its address says so.
+// Used by one thread: that of the io_context.
 #pragma once
 
 #include <boost/asio/io_context.hpp>
@@ -13,8 +13,9 @@
 #include <string_view>
 #include <vector>
 
-#include "load/worker_url.h"
-#include "server/http_headers.h"
+#include "net/http_headers.h"
+#include "net/tls.h"
+#include "net/worker_url.h"
 
 namespace kvrouter {
 
@@ -26,6 +27,7 @@ struct UpstreamLimits {
   std::chrono::milliseconds keep_idle{4000};
   std::size_t max_idle = 256;
   std::size_t max_header_bytes = 64 * 1024;
+  std::size_t max_collected = 64 * 1024 * 1024;  // of an answer that get() and post_json() wait for
 };
 
 struct UpstreamHead {
@@ -51,7 +53,9 @@ class UpstreamCall {
 
 class UpstreamPool {
  public:
-  UpstreamPool(boost::asio::io_context& io, HostPort address, UpstreamLimits limits);
+  // REQUIRES: `tls` is given if address.tls; it is not used otherwise.
+  UpstreamPool(boost::asio::io_context& io, HostPort address, UpstreamLimits limits,
+               std::shared_ptr<TlsContext> tls = nullptr);
   ~UpstreamPool();  // drops what is idle; calls under way go on
 
   // Sends `request`, a whole HTTP/1.1 message.  A kept connection that turns out to be closed is replaced by a new one

@@ -1,8 +1,9 @@
-#include "server/upstream.h"
+#include "net/upstream.h"
 
 #include <array>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/post.hpp>
+#include <boost/asio/ssl/stream.hpp>
 #include <boost/asio/write.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/core/tcp_stream.hpp>
@@ -19,11 +20,10 @@ namespace http = beast::http;
 using boost::system::error_code;
 using Clock = std::chrono::steady_clock;
 
-constexpr std::size_t kMaxCollected = 64 * 1024 * 1024;
-
 struct Link {
   explicit Link(net::io_context& io) : stream(io) {}
   beast::tcp_stream stream;
+  std::optional<net::ssl::stream<beast::tcp_stream&>> tls;  // over `stream`, which keeps the deadlines
   beast::flat_buffer buffer;
   Clock::time_point idle_since;
 };
@@ -32,8 +32,8 @@ struct Link {
 
 class UpstreamPool::Shared {
  public:
-  Shared(net::io_context& context, HostPort at, UpstreamLimits upstream_limits)
-      : io(context), address(std::move(at)), limits(upstream_limits) {}
+  Shared(net::io_context& context, HostPort at, UpstreamLimits upstream_limits, std::shared_ptr<TlsContext> tls_context)
+      : io(context), address(std::move(at)), limits(upstream_limits), tls(std::move(tls_context)) {}
 
   std::unique_ptr<Link> take() {
     const auto oldest = Clock::now() - limits.keep_idle;
@@ -53,6 +53,7 @@ class UpstreamPool::Shared {
   net::io_context& io;
   HostPort address;
   UpstreamLimits limits;
+  std::shared_ptr<TlsContext> tls;
   std::deque<std::unique_ptr<Link>> idle;
   bool closed = false;
 };
@@ -118,16 +119,33 @@ class Call final : public UpstreamCall, public std::enable_shared_from_this<Call
     if (error) return finish("it cannot be connected to: " + error.message());
     error_code ignored;
     link_->stream.socket().set_option(net::ip::tcp::no_delay(true), ignored);
-    write();
+    pool_->address.tls ? shake_hands() : write();
+  }
+
+  void shake_hands() {
+    auto& tls = link_->tls.emplace(link_->stream, *pool_->tls);
+    if (!expect_peer(tls.native_handle(), pool_->address.host)) return finish("no certificate can be for its address");
+    tls.async_handshake(net::ssl::stream_base::client, step([this](error_code error) {
+                          if (!error) return write();
+                          finish("no TLS with it: " + error.message() + why_untrusted(link_->tls->native_handle()));
+                        }));
+  }
+
+  // Calls `operation` with what is read from and written to.
+  template <typename Operation>
+  void on_stream(Operation operation) {
+    link_->tls ? operation(*link_->tls) : operation(link_->stream);
   }
 
   void write() {
     link_->stream.expires_after(limits_.head_timeout);
-    net::async_write(link_->stream, net::buffer(request_), step([this](error_code error, std::size_t) {
-                       // An answer may be there all the same: a worker that refuses a long body closes early.
-                       write_error_ = error;
-                       read_head();
-                     }));
+    on_stream([this](auto& stream) {
+      net::async_write(stream, net::buffer(request_), step([this](error_code error, std::size_t) {
+                         // An answer may be there all the same: a worker that refuses a long body closes early.
+                         write_error_ = error;
+                         read_head();
+                       }));
+    });
   }
 
   void read_head() {
@@ -136,8 +154,10 @@ class Call final : public UpstreamCall, public std::enable_shared_from_this<Call
     parser_->body_limit(std::numeric_limits<std::uint64_t>::max());  // none would refuse every length
     parser_->get().body().data = chunk_.data();
     parser_->get().body().size = 0;
-    http::async_read_header(link_->stream, link_->buffer, *parser_,
-                            step([this](error_code error, std::size_t read) { on_head(error, read); }));
+    on_stream([this](auto& stream) {
+      http::async_read_header(stream, link_->buffer, *parser_,
+                              step([this](error_code error, std::size_t read) { on_head(error, read); }));
+    });
   }
 
   void on_head(error_code error, std::size_t read) {
@@ -166,8 +186,10 @@ class Call final : public UpstreamCall, public std::enable_shared_from_this<Call
     parser_->get().body().data = chunk_.data();
     parser_->get().body().size = chunk_.size();
     link_->stream.expires_after(limits_.body_timeout);
-    http::async_read_some(link_->stream, link_->buffer, *parser_,
-                          step([this](error_code error, std::size_t) { on_body(error); }));
+    on_stream([this](auto& stream) {
+      http::async_read_some(stream, link_->buffer, *parser_,
+                            step([this](error_code error, std::size_t) { on_body(error); }));
+    });
   }
 
   void on_body(error_code error) {
@@ -205,7 +227,7 @@ class Call final : public UpstreamCall, public std::enable_shared_from_this<Call
 };
 
 // Keeps the answer until it is whole.
-UpstreamEvents collect(std::function<void(unsigned, std::string)> done) {
+UpstreamEvents collect(std::size_t most, std::function<void(unsigned, std::string)> done) {
   struct Collected {
     unsigned status = 0;
     std::string body;
@@ -213,8 +235,8 @@ UpstreamEvents collect(std::function<void(unsigned, std::string)> done) {
   };
   auto collected = std::make_shared<Collected>();
   return {[collected](const UpstreamHead& head) { collected->status = head.status; },
-          [collected](std::string_view data) {
-            collected->too_long = collected->too_long || collected->body.size() + data.size() > kMaxCollected;
+          [collected, most](std::string_view data) {
+            collected->too_long = collected->too_long || collected->body.size() + data.size() > most;
             if (!collected->too_long) collected->body += data;
           },
           [collected, done = std::move(done)](const std::string& error) {
@@ -226,8 +248,9 @@ UpstreamEvents collect(std::function<void(unsigned, std::string)> done) {
 
 }  // namespace
 
-UpstreamPool::UpstreamPool(net::io_context& io, HostPort address, UpstreamLimits limits)
-    : shared_(std::make_shared<Shared>(io, std::move(address), limits)) {}
+UpstreamPool::UpstreamPool(net::io_context& io, HostPort address, UpstreamLimits limits,
+                           std::shared_ptr<TlsContext> tls)
+    : shared_(std::make_shared<Shared>(io, std::move(address), limits, std::move(tls))) {}
 
 UpstreamPool::~UpstreamPool() {
   shared_->closed = true;
@@ -245,7 +268,8 @@ std::shared_ptr<UpstreamCall> UpstreamPool::get(std::string_view path, std::chro
   UpstreamLimits limits = shared_->limits;
   limits.connect_timeout = limits.head_timeout = limits.body_timeout = timeout;
   std::string request = "GET " + std::string(path) + " HTTP/1.1\r\nHost: " + authority() + "\r\n\r\n";
-  auto call = std::make_shared<Call>(shared_, std::move(request), collect(std::move(done)), limits);
+  auto call =
+      std::make_shared<Call>(shared_, std::move(request), collect(limits.max_collected, std::move(done)), limits);
   call->start();
   return call;
 }
@@ -256,7 +280,7 @@ std::shared_ptr<UpstreamCall> UpstreamPool::post_json(std::string_view path, std
                         "\r\nContent-Type: application/json\r\nContent-Length: " + std::to_string(body.size()) +
                         "\r\n\r\n";
   request += body;
-  return start(std::move(request), collect(std::move(done)));
+  return start(std::move(request), collect(shared_->limits.max_collected, std::move(done)));
 }
 
 std::size_t UpstreamPool::idle() const {
