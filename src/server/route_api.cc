@@ -34,8 +34,8 @@ void route_batch(Router& router, dom::element requests, NamespaceHash ns, HttpRe
   std::vector<std::vector<TokenId>> tokens;
   for (const dom::element entry : list) {
     dom::object request;
-    const std::string error = entry.get(request) == simdjson::SUCCESS ? read_tokens(request, tokens.emplace_back())
-                                                                      : "it must be an object";
+    const std::string error =
+        entry.get(request) == simdjson::SUCCESS ? read_tokens(request, tokens.emplace_back()) : "it must be an object";
     if (!error.empty()) return fail(reply, 400, "requests[" + std::to_string(tokens.size() - 1) + "]: " + error);
   }
   const std::vector<std::span<const TokenId>> spans(tokens.begin(), tokens.end());

@@ -63,8 +63,9 @@ TEST(JsonReader, TheLastOfAName_AndNullIsNone) {
 
 TEST(JsonReader, TheWholeTextIsChecked) {
   EXPECT_EQ(error_of("{}"), "");
-  for (const char* text : {"", " ", "{", "[]", "1", "nul", R"({"a": 1,})", R"({"a": [1 2]})", R"({"a": 1}})", "{'a': 1}",
-                           R"({"a": 01})", R"({"a": "\x"})", "{\"a\": \"\xff\"}", R"({"a": "\ud800"})", R"({"a": NaN})"}) {
+  for (const char* text :
+       {"", " ", "{", "[]", "1", "nul", R"({"a": 1,})", R"({"a": [1 2]})", R"({"a": 1}})", "{'a': 1}", R"({"a": 01})",
+        R"({"a": "\x"})", "{\"a\": \"\xff\"}", R"({"a": "\ud800"})", R"({"a": NaN})"}) {
     EXPECT_NE(error_of(text), "") << text;
   }
   EXPECT_EQ(error_of("[1]"), "the body must be a JSON object");
