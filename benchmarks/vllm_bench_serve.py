@@ -72,9 +72,8 @@ def ready(url: str, num_workers: int) -> bool:
     """Whether the gateway has reached every worker and its events."""
     with urllib.request.urlopen(f"{url}/workers", timeout=10) as answer:
         workers = json.load(answer)["workers"]
-    return sum(worker["healthy"] and worker["state"] == "up" and bool(worker["models"]) for worker in workers) == (
-        num_workers
-    )
+    seen = [worker for worker in workers if worker["healthy"] and worker["state"] == "up" and worker["models"]]
+    return len(seen) == num_workers
 
 
 def run(url: str, fleet: WorkerFleet, tiny: TinyModel, result: Path, args: argparse.Namespace) -> dict[str, Any]:
