@@ -1,6 +1,6 @@
 """What the gateway adds: the same requests to a worker directly and through it, by turns, in one run.
 
-    python benchmarks/gateway_overhead.py [--repeats 5] [--requests 1000] [--streams 1000] [--rounds 8]
+    python benchmarks/gateway_overhead.py [--repeats 5] [--requests 1000] [--streams 1000] [--rounds 6]
 
 One simulated worker that answers at once, one client connection each way, prompts of 2,048 token ids, streamed; the
 time to the first byte of the first event, several repeats with their medians, and their spread.  Then 1,000 streams at
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--streams", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=6)
     args = parser.parse_args()
     with served("--time-scale", "0") as (worker, gateway, _):
         compare(worker, gateway, args.requests, args.repeats)

@@ -97,7 +97,7 @@ def run(url: str, fleet: WorkerFleet, tiny: TinyModel, result: Path, args: argpa
         f"--result-dir={result.parent}",
         f"--result-filename={result.name}",
     ]
-    done = subprocess.run(command, capture_output=not args.verbose, text=True)
+    done = subprocess.run(command, check=False, capture_output=not args.verbose, text=True)
     if done.returncode != 0 or not result.exists():
         raise SystemExit(f"vllm bench serve failed:\n{(done.stderr or '')[-4000:]}")
     figures: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
