@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from statistics import median
+from tempfile import TemporaryDirectory
 
 from kvrouter import KvRouter
 from kvrouter.bench import counters
@@ -26,6 +27,7 @@ from kvrouter.bench.settings import BenchSettings, EngineName, WorkloadName
 from kvrouter.bench.workloads import BenchRequest, make_workloads
 from kvrouter.serve import KvService, ServeOptions, WorkerSpec
 from kvrouter.vllm import WorkerFleet, launch_workers
+from kvrouter.vllm.tiny_model import TinyModel, make_tiny_model
 
 IN_PROCESS, GATEWAY = "in-process router", "gateway"
 #: Seconds until workers must have been reached, events applied, caches emptied.
@@ -52,8 +54,12 @@ class Comparison:
         return median(self.hit_rates[GATEWAY]) - median(self.hit_rates[IN_PROCESS])
 
 
-def compare(settings: BenchSettings, repeats: int) -> Comparison:
+def compare(
+    settings: BenchSettings, repeats: int, on_turn: Callable[[str, float], None] = lambda *_: None
+) -> Comparison:
     """Start workers, send the workload of ``settings`` both ways ``repeats`` times, and stop all.
+
+    on_turn: called after each turn with its way and hit rate.
 
     Raises:
         ValueError: settings that do not fit together.
@@ -63,11 +69,15 @@ def compare(settings: BenchSettings, repeats: int) -> Comparison:
     (workload,) = make_workloads(settings)
     requests = workload.requests()
     with ExitStack() as stack:
+        model: TinyModel | str | None = settings.model
+        if model is None and settings.engine is EngineName.VLLM:
+            # What a cache holds does not depend on the model's depth; a shallow one is quicker.
+            model = make_tiny_model(stack.enter_context(TemporaryDirectory(prefix="kvrouter-model-")), num_layers=2)
         fleet = stack.enter_context(
             launch_workers(
                 settings.num_workers,
                 engine=settings.engine.value,
-                model=settings.model,
+                model=model,
                 block_size=settings.block_size,
                 num_gpu_blocks=settings.num_blocks,
                 max_model_len=settings.max_model_len,
@@ -90,6 +100,7 @@ def compare(settings: BenchSettings, repeats: int) -> Comparison:
                 if rate is None:
                     raise RuntimeError("the workers counted no prompt tokens")
                 result.hit_rates[way].append(rate)
+                on_turn(way, rate)
         return result
 
 
@@ -219,7 +230,7 @@ def main() -> None:
         concurrency=args.concurrency,
         policy=args.policy,
     )
-    result = compare(settings, args.repeats)
+    result = compare(settings, args.repeats, lambda way, rate: print(f"{way:18} {100 * rate:.1f}%", flush=True))
     print(
         f"{result.num_requests} requests, {args.repeats} repeats, {args.concurrency} users, two {args.engine} workers"
     )
