@@ -1,21 +1,26 @@
 """What the gateway adds: the same requests to a worker directly and through it, by turns, in one run.
 
-    python benchmarks/gateway_overhead.py [--requests 400] [--streams 1000]
+    python benchmarks/gateway_overhead.py [--repeats 5] [--requests 1000] [--streams 1000] [--rounds 6]
 
 One simulated worker that answers at once, one client connection each way, prompts of 2,048 token ids, streamed; the
-time to the first byte of the first event.  Then 1,000 streams at once through the gateway, and its memory meanwhile.
+time to the first byte of the first event, several repeats with their medians, and their spread.  Then 1,000 streams at
+once through the gateway to a worker that takes its time for each token, round after round: how many were under way at
+once, as the gateway counts them, and its memory meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import http.client
 import json
+import re
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,21 +56,30 @@ def connect(url: str) -> http.client.HTTPConnection:
     return http.client.HTTPConnection(host, int(port), timeout=60)
 
 
-def compare(worker: str, gateway: str, requests: int) -> None:
-    """Prints the times to the first byte, both ways."""
+def compare(worker: str, gateway: str, requests: int, repeats: int) -> None:
+    """Prints the times to the first byte both ways, of all repeats, and what the gateway added in each."""
     body = {"model": "sim", "prompt": [i % 1000 for i in range(2048)], "max_tokens": 2, "stream": True}
     data = json.dumps(body).encode()
     ways = {"direct": connect(worker), "gateway": connect(gateway)}
     times: dict[str, list[float]] = {name: [] for name in ways}
-    for i in range(requests + 20):
-        for name, connection in ways.items():
-            taken = first_byte_s(connection, data)
-            if i >= 20:
-                times[name].append(taken * 1e3)
+    added = []
+    for repeat in range(repeats + 1):
+        now: dict[str, list[float]] = {name: [] for name in ways}
+        for i in range(requests if repeat else 50):
+            # Who comes second finds the worker's memory warm: they take turns at it.
+            for name in ways if i % 2 else reversed(ways):
+                now[name].append(first_byte_s(ways[name], data) * 1e3)
+        if repeat:  # the first is to warm up
+            added.append(statistics.median(now["gateway"]) - statistics.median(now["direct"]))
+            for name in ways:
+                times[name] += now[name]
     for name, taken_ms in times.items():
         cuts = statistics.quantiles(taken_ms, n=100)
         print(f"{name:8} time to first byte: p50 {cuts[49]:.3f} ms, p90 {cuts[89]:.3f} ms, p99 {cuts[98]:.3f} ms")
-    print(f"added at p50: {statistics.median(times['gateway']) - statistics.median(times['direct']):.3f} ms")
+    print(
+        f"added at p50, {repeats} repeats of {requests} requests: "
+        f"{statistics.median(added):.3f} ms ({min(added):.3f} to {max(added):.3f})"
+    )
 
 
 def resident_mib(pid: int) -> float:
@@ -86,41 +100,57 @@ async def many_streams(gateway: str, pid: int, streams: int, rounds: int) -> Non
             return (await answer.read()).count(b"data: ")
 
     for number in range(rounds):
-        before, most = resident_mib(pid), 0.0
+        before, most_mib, most_streams = resident_mib(pid), 0.0, 0
         begin = time.perf_counter()
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
             tasks = [asyncio.create_task(one(session)) for _ in range(streams)]
             while not all(task.done() for task in tasks):
                 await asyncio.sleep(0.1)
-                most = max(most, resident_mib(pid))
+                async with session.get(f"{gateway}/metrics") as answer:
+                    page = await answer.text()
+                under_way = re.search(r"^kvrouter_requests_in_flight (\d+)", page, re.MULTILINE)
+                most_streams = max(most_streams, int(under_way[1]) if under_way else 0)
+                most_mib = max(most_mib, resident_mib(pid))
             whole = sum(task.result() == 65 for task in tasks)
         print(
-            f"round {number}: {whole} of {streams} streams whole in {time.perf_counter() - begin:.1f} s; "
-            f"memory {before:.1f} MiB before, {most:.1f} at most, {resident_mib(pid):.1f} after"
+            f"round {number}: {whole} of {streams} streams whole in {time.perf_counter() - begin:.1f} s, "
+            f"{most_streams} at once; memory {before:.1f} MiB before, {most_mib:.1f} at most, "
+            f"{resident_mib(pid):.1f} after"
         )
 
 
-def main() -> None:
-    """Starts a worker and a gateway, and compares."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--requests", type=int, default=400)
-    parser.add_argument("--streams", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=5)
-    args = parser.parse_args()
-    sim = ["kvrouter.sim", "--port", "0", "--time-scale", "0", "--max-num-seqs", "2000"]
-    worker, worker_url = start([*sim, "--num-blocks", "8192"], "http://")
-    gateway, url = start(
-        ["kvrouter.cli", "serve", "--port", "0", "--worker", worker_url, "--max-concurrency", "2000"], "http://"
-    )
+@contextlib.contextmanager
+def served(*worker_options: str) -> Iterator[tuple[str, str, int]]:
+    """URLs of a simulated worker and of a gateway before it that is ready, and the gateway's process id."""
+    options = ["--port", "0", "--max-num-seqs", "2000", "--num-blocks", "8192", *worker_options]
+    worker, worker_url = start(["kvrouter.sim", *options], "http://")
+    serve = ["kvrouter.cli", "serve", "--port", "0", "--max-concurrency", "2000", "--worker", worker_url]
     try:
-        while connect_status(url) != 200:
-            time.sleep(0.1)
-        compare(worker_url, url, args.requests)
-        asyncio.run(many_streams(url, gateway.pid, args.streams, args.rounds))
+        gateway, url = start(serve, "http://")
+        try:
+            while connect_status(url) != 200:
+                time.sleep(0.1)
+            yield worker_url, url, gateway.pid
+        finally:
+            gateway.terminate()
+            gateway.wait()
     finally:
-        for process in (gateway, worker):
-            process.terminate()
-            process.wait()
+        worker.terminate()
+        worker.wait()
+
+
+def main() -> None:
+    """Compares, and then holds many streams open."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--streams", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=6)
+    args = parser.parse_args()
+    with served("--time-scale", "0") as (worker, gateway, _):
+        compare(worker, gateway, args.requests, args.repeats)
+    with served("--step-s", "0.1", "--decode-sequence-s", "0") as (_, gateway, pid):
+        asyncio.run(many_streams(gateway, pid, args.streams, args.rounds))
 
 
 def connect_status(url: str) -> int:

@@ -7,6 +7,7 @@ find_path(CPPZMQ_INCLUDE_DIR zmq.hpp REQUIRED)
 find_path(XXHASH_INCLUDE_DIR xxhash.h REQUIRED)
 find_package(nlohmann_json 3.10 REQUIRED)
 find_package(OpenSSL 3.0 REQUIRED)
+find_package(simdjson REQUIRED)
 find_package(Boost 1.74 REQUIRED)  # Asio and Beast: headers only
 
 add_library(kvrouter_zmq INTERFACE)

@@ -17,8 +17,9 @@ readonly BUILD_PACKAGES=(
   "cppzmq-dev|ZeroMQ for C++"
   "libxxhash-dev|XXH3 block hashes"
   "libboost-dev|Boost.Asio and Beast: the HTTP server"
-  "nlohmann-json3-dev|JSON"
   "libssl-dev|TLS, through Boost.Asio"
+  "nlohmann-json3-dev|JSON that is written"
+  "libsimdjson-dev|JSON that is read from sockets"
   "python3-venv|the Python environment .venv"
   "python3-dev|headers for the Python binding"
 )

@@ -1,86 +1,88 @@
 #include "server/gateway_request.h"
 
-#include <limits>
-#include <nlohmann/json.hpp>
+#include "server/json_reader.h"
 
 namespace kvrouter {
 namespace {
 
-using nlohmann::json;
+namespace dom = simdjson::dom;
 
-const json* field(const json& object, const char* name) {
-  const auto found = object.find(name);
-  return found == object.end() || found->is_null() ? nullptr : &*found;
-}
-
-// False where an entry is no token id: the worker will say so.
-bool read_tokens(const json& list, std::vector<TokenId>& out) {
-  out.reserve(list.size());
-  for (const json& id : list) {
-    if (!id.is_number_unsigned() || id.get<std::uint64_t>() > std::numeric_limits<TokenId>::max()) {
-      out.clear();
-      return false;
-    }
-    out.push_back(static_cast<TokenId>(id.get<std::uint64_t>()));
-  }
-  return true;
-}
-
-bool is_text(const json& messages) {
-  for (const json& message : messages) {
-    if (!message.is_object()) return false;
-    const json* content = field(message, "content");
+bool is_text(dom::array messages) {
+  for (const dom::element message : messages) {
+    dom::object fields;
+    if (message.get(fields) != simdjson::SUCCESS) return false;
+    const auto content = json_field(fields, "content");
     if (!content || content->is_string()) continue;
-    if (!content->is_array()) return false;
-    for (const json& part : *content) {
-      if (!part.is_object() || part.value("type", json()) != json("text")) return false;
+    dom::array parts;
+    if (content->get(parts) != simdjson::SUCCESS) return false;
+    for (const dom::element part : parts) {
+      dom::object part_fields;
+      if (part.get(part_fields) != simdjson::SUCCESS) return false;
+      const auto type = json_field(part_fields, "type");
+      std::string_view name;
+      if (!type || type->get(name) != simdjson::SUCCESS || name != "text") return false;
     }
   }
   return true;
 }
 
-std::string tokenize_body(const json& request, std::initializer_list<const char*> fields) {
-  json body = json::object();
-  for (const char* name : fields) {
-    if (const json* value = field(request, name)) body[name] = *value;
+// An object of its own with those of the fields that the request has.
+class TokenizeBody {
+ public:
+  explicit TokenizeBody(dom::object request) : request_(request) {}
+  void add(std::string_view name) {
+    if (const auto value = json_field(request_, name)) add(name, *value);
   }
-  return body.dump(-1, ' ', false, json::error_handler_t::replace);
-}
+  void add(std::string_view name, dom::element value) {
+    text_.append(text_.empty() ? "{\"" : ",\"").append(name).append("\":").append(simdjson::minify(value));
+  }
+  std::string finish() && { return std::move(text_ += '}'); }
 
-void read_prompt(const json& message, GatewayRequest& out) {
-  if (const json* messages = field(message, "messages"); messages && messages->is_array()) {
-    if (!is_text(*messages)) return;
-    out.to_tokenize = tokenize_body(message, {"model", "messages", "add_generation_prompt", "continue_final_message",
-                                              "add_special_tokens", "chat_template", "chat_template_kwargs", "tools"});
+ private:
+  dom::object request_;
+  std::string text_;
+};
+
+void read_prompt(dom::object message, GatewayRequest& out) {
+  TokenizeBody body(message);
+  dom::array list;
+  if (const auto messages = json_field(message, "messages"); messages && messages->get(list) == simdjson::SUCCESS) {
+    if (!is_text(list)) return;
+    for (const std::string_view name : {"add_generation_prompt", "add_special_tokens", "chat_template",
+                                        "chat_template_kwargs", "continue_final_message", "model", "tools"}) {
+      body.add(name);
+    }
+    body.add("messages", *messages);
+    out.to_tokenize = std::move(body).finish();
     return;
   }
-  const json* prompt = field(message, "prompt");
-  if (prompt && prompt->is_array() && !prompt->empty() && !prompt->front().is_number()) prompt = &prompt->front();
+  auto prompt = json_field(message, "prompt");
   if (!prompt) return;
-  if (prompt->is_array()) {
-    read_tokens(*prompt, out.tokens);
+  if (prompt->get(list) == simdjson::SUCCESS && list.begin() != list.end()) {
+    const dom::element first = *list.begin();
+    if (!first.is_number()) prompt = first;
+  }
+  if (prompt->get(list) == simdjson::SUCCESS) {
+    read_token_ids(list, out.tokens);  // if they are none, the worker will say so
   } else if (prompt->is_string()) {
-    json request = {{"prompt", *prompt}};
-    for (const char* name : {"model", "add_special_tokens"}) {
-      if (const json* value = field(message, name)) request[name] = *value;
-    }
-    out.to_tokenize = request.dump(-1, ' ', false, json::error_handler_t::replace);
+    for (const std::string_view name : {"add_special_tokens", "model"}) body.add(name);
+    body.add("prompt", *prompt);
+    out.to_tokenize = std::move(body).finish();
   }
 }
 
 }  // namespace
 
-std::string parse_gateway_request(std::string_view body, GatewayRequest& out) {
-  const json message = json::parse(body, nullptr, /*allow_exceptions=*/false);
-  if (message.is_discarded()) return "the body is not valid JSON";
-  if (!message.is_object()) return "the body must be a JSON object";
-  if (const json* model = field(message, "model")) {
-    if (!model->is_string()) return "model must be a string";
-    out.model = model->get<std::string>();
+std::string parse_gateway_request(const std::string& body, GatewayRequest& out) {
+  dom::object message;
+  if (std::string error = parse_json_object(body, "the body", message); !error.empty()) return error;
+  if (const auto model = json_field(message, "model")) {
+    std::string_view name;
+    if (model->get(name) != simdjson::SUCCESS) return "model must be a string";
+    out.model = name;
   }
-  if (const json* stream = field(message, "stream")) {
-    if (!stream->is_boolean()) return "stream must be true or false";
-    out.stream = stream->get<bool>();
+  if (const auto stream = json_field(message, "stream")) {
+    if (stream->get(out.stream) != simdjson::SUCCESS) return "stream must be true or false";
   }
   read_prompt(message, out);
   return {};

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "kvrouter/block_hash.h"
@@ -20,6 +19,6 @@ struct GatewayRequest {
 };
 
 // Empty on success, else what is wrong with the body.  Of several prompts in one request, the first counts.
-std::string parse_gateway_request(std::string_view body, GatewayRequest& out);
+std::string parse_gateway_request(const std::string& body, GatewayRequest& out);
 
 }  // namespace kvrouter

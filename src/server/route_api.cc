@@ -1,15 +1,16 @@
 #include "server/route_api.h"
 
-#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "server/decision_json.h"
 #include "server/gateway_request.h"
+#include "server/json_reader.h"
 
 namespace kvrouter {
 namespace {
 
 using nlohmann::json;
+namespace dom = simdjson::dom;
 
 constexpr std::string_view kJson = "application/json";
 
@@ -18,26 +19,24 @@ void fail(HttpReply& reply, unsigned status, std::string_view reason) {
 }
 
 // Empty on success, else what is wrong.
-std::string read_tokens(const json& request, std::vector<TokenId>& out) {
-  const auto tokens = request.find("tokens");
-  if (tokens == request.end() || !tokens->is_array() || tokens->empty()) return "tokens must be a list of token ids";
-  out.reserve(tokens->size());
-  for (const json& id : *tokens) {
-    if (!id.is_number_unsigned() || id.get<std::uint64_t>() > std::numeric_limits<TokenId>::max()) {
-      return "tokens must be integers from 0 to 2^32 - 1";
-    }
-    out.push_back(static_cast<TokenId>(id.get<std::uint64_t>()));
+std::string read_tokens(dom::object request, std::vector<TokenId>& out) {
+  const auto tokens = json_field(request, "tokens");
+  dom::array list;
+  if (!tokens || tokens->get(list) != simdjson::SUCCESS || list.begin() == list.end()) {
+    return "tokens must be a list of token ids";
   }
-  return {};
+  return read_token_ids(list, out) ? "" : "tokens must be integers from 0 to 2^32 - 1";
 }
 
-void route_batch(Router& router, const json& message, NamespaceHash ns, HttpReply& reply) {
-  const json& requests = message["requests"];
-  if (!requests.is_array()) return fail(reply, 400, "requests must be a list of objects");
-  std::vector<std::vector<TokenId>> tokens(requests.size());
-  for (std::size_t i = 0; i < tokens.size(); ++i) {
-    const std::string error = requests[i].is_object() ? read_tokens(requests[i], tokens[i]) : "it must be an object";
-    if (!error.empty()) return fail(reply, 400, "requests[" + std::to_string(i) + "]: " + error);
+void route_batch(Router& router, dom::element requests, NamespaceHash ns, HttpReply& reply) {
+  dom::array list;
+  if (requests.get(list) != simdjson::SUCCESS) return fail(reply, 400, "requests must be a list of objects");
+  std::vector<std::vector<TokenId>> tokens;
+  for (const dom::element entry : list) {
+    dom::object request;
+    const std::string error =
+        entry.get(request) == simdjson::SUCCESS ? read_tokens(request, tokens.emplace_back()) : "it must be an object";
+    if (!error.empty()) return fail(reply, 400, "requests[" + std::to_string(tokens.size() - 1) + "]: " + error);
   }
   const std::vector<std::span<const TokenId>> spans(tokens.begin(), tokens.end());
   std::vector<Choice> choices(spans.size());
@@ -61,16 +60,18 @@ void route(Router& router, const Fleet& fleet, std::span<const TokenId> tokens, 
 void answer_route(Router& router, Fleet& fleet, Tokenizer& tokenizer, const HttpRequest& request,
                   std::shared_ptr<HttpReply> reply) {
   if (request.method != "POST") return fail(*reply, 405, "use POST");
-  const json message = json::parse(request.body, nullptr, false);
-  if (message.is_discarded()) return fail(*reply, 400, "the body is not valid JSON");
-  if (!message.is_object()) return fail(*reply, 400, "the body must be a JSON object");
-  NamespaceHash ns = 0;
-  if (const auto lora = message.find("lora_name"); lora != message.end() && !lora->is_null()) {
-    if (!lora->is_string()) return fail(*reply, 400, "lora_name must be a string");
-    ns = lora_namespace(lora->get<std::string>());
+  dom::object message;
+  if (const std::string error = parse_json_object(request.body, "the body", message); !error.empty()) {
+    return fail(*reply, 400, error);
   }
-  if (message.contains("requests")) return route_batch(router, message, ns, *reply);
-  if (message.contains("tokens")) {
+  NamespaceHash ns = 0;
+  if (const auto lora = json_field(message, "lora_name")) {
+    std::string_view name;
+    if (lora->get(name) != simdjson::SUCCESS) return fail(*reply, 400, "lora_name must be a string");
+    ns = lora_namespace(name);
+  }
+  if (const auto requests = json_field(message, "requests")) return route_batch(router, *requests, ns, *reply);
+  if (json_field(message, "tokens")) {
     std::vector<TokenId> tokens;
     if (const std::string error = read_tokens(message, tokens); !error.empty()) return fail(*reply, 400, error);
     return route(router, fleet, tokens, ns, *reply);

@@ -2,10 +2,13 @@
 
 #include <nlohmann/json.hpp>
 
+#include "server/json_reader.h"
+
 namespace kvrouter {
 namespace {
 
 using nlohmann::json;
+namespace dom = simdjson::dom;
 
 constexpr std::string_view kJson = "application/json";
 
@@ -18,25 +21,22 @@ struct Query {
   std::uint64_t num_tokens = 0;
 };
 
-// These two: empty on success, else what is wrong.
-std::string parse_object(const std::string& body, json& message) {
-  message = json::parse(body, nullptr, /*allow_exceptions=*/false);
-  if (message.is_discarded()) return "the body is not valid JSON";
-  return message.is_object() ? "" : "the body must be a JSON object";
-}
-
-std::string parse_query(const json& message, Query& query) {
-  const auto hashes = message.find("local_hashes");
-  if (hashes == message.end() || !hashes->is_array()) return "local_hashes must be a list of integers";
-  query.hashes.reserve(hashes->size());
-  for (const json& hash : *hashes) {
-    if (!hash.is_number_unsigned()) return "local_hashes must be integers from 0 to 2^64 - 1";
-    query.hashes.push_back(hash.get<LocalHash>());
+// Empty on success, else what is wrong.
+std::string read_query(dom::object message, Query& query) {
+  const auto hashes = json_field(message, "local_hashes");
+  dom::array list;
+  if (!hashes || hashes->get(list) != simdjson::SUCCESS) return "local_hashes must be a list of integers";
+  query.hashes.reserve(list.size());
+  for (const dom::element entry : list) {
+    LocalHash hash = 0;
+    if (entry.get(hash) != simdjson::SUCCESS) return "local_hashes must be integers from 0 to 2^64 - 1";
+    query.hashes.push_back(hash);
   }
-  const auto num_tokens = message.find("num_tokens");
-  if (num_tokens == message.end() || !num_tokens->is_number_integer()) return "num_tokens must be an integer";
-  if (!num_tokens->is_number_unsigned() || num_tokens->get<std::uint64_t>() == 0) return "num_tokens must be positive";
-  query.num_tokens = num_tokens->get<std::uint64_t>();
+  const auto num_tokens = json_field(message, "num_tokens");
+  if (!num_tokens || !(num_tokens->is_int64() || num_tokens->is_uint64())) return "num_tokens must be an integer";
+  if (num_tokens->get(query.num_tokens) != simdjson::SUCCESS || query.num_tokens == 0) {
+    return "num_tokens must be positive";
+  }
   return {};
 }
 
@@ -105,28 +105,37 @@ json describe(const Router& router) {
 }
 
 ApiAnswer route(Router& router, const std::string& body, bool round_robin) {
-  json message;
-  if (const std::string error = parse_object(body, message); !error.empty()) return failure(400, error);
-  Query query;
-  if (const std::string error = parse_query(message, query); !error.empty()) return failure(400, error);
+  dom::object message;
+  if (const std::string error = parse_json_object(body, "the body", message); !error.empty()) {
+    return failure(400, error);
+  }
+  thread_local Query query;  // its memory is kept from one request to the next
+  query.hashes.clear();
+  if (const std::string error = read_query(message, query); !error.empty()) return failure(400, error);
   const Choice choice = round_robin ? Choice{router.round_robin(), 0} : router.choose(query.hashes, query.num_tokens);
   return {200, "{\"worker_id\":" + std::to_string(choice.worker) +
                    ",\"overlap_blocks\":" + std::to_string(choice.overlap_blocks) + "}"};
 }
 
 ApiAnswer route_batch(Router& router, const std::string& body) {
-  json message;
-  if (const std::string error = parse_object(body, message); !error.empty()) return failure(400, error);
-  const auto requests = message.find("requests");
-  if (requests == message.end() || !requests->is_array()) return failure(400, "requests must be a list of objects");
-  std::vector<Query> queries(requests->size());
-  std::vector<BatchRequest> batch;
-  for (std::size_t i = 0; i < queries.size(); ++i) {
-    const json& request = (*requests)[i];
-    const std::string error = request.is_object() ? parse_query(request, queries[i]) : "it must be a JSON object";
-    if (!error.empty()) return failure(400, "requests[" + std::to_string(i) + "]: " + error);
-    batch.push_back({queries[i].hashes, queries[i].num_tokens});
+  dom::object message;
+  if (const std::string error = parse_json_object(body, "the body", message); !error.empty()) {
+    return failure(400, error);
   }
+  const auto requests = json_field(message, "requests");
+  dom::array list;
+  if (!requests || requests->get(list) != simdjson::SUCCESS) return failure(400, "requests must be a list of objects");
+  std::vector<Query> queries;
+  for (const dom::element entry : list) {
+    dom::object request;
+    Query query;
+    const std::string error =
+        entry.get(request) == simdjson::SUCCESS ? read_query(request, query) : "it must be a JSON object";
+    if (!error.empty()) return failure(400, "requests[" + std::to_string(queries.size()) + "]: " + error);
+    queries.push_back(std::move(query));
+  }
+  std::vector<BatchRequest> batch;
+  for (const Query& query : queries) batch.push_back({query.hashes, query.num_tokens});
   std::vector<Choice> choices(batch.size());
   router.choose_batch(batch, choices);
   json workers = json::array(), overlaps = json::array();
@@ -138,22 +147,22 @@ ApiAnswer route_batch(Router& router, const std::string& body) {
 }
 
 ApiAnswer reset(Router& router, const std::string& body) {
-  json message = json::object();
-  if (!body.empty()) {
-    if (const std::string error = parse_object(body, message); !error.empty()) return failure(400, error);
-  }
+  dom::object message;
+  const std::string error = parse_json_object(body.empty() ? "{}" : body, "the body", message);
+  if (!error.empty()) return failure(400, error);
   std::optional<WorkerId> worker;
-  if (const auto given = message.find("worker_id"); given != message.end() && !given->is_null()) {
-    if (!given->is_number_unsigned() || given->get<std::uint64_t>() >= router.num_workers()) {
+  if (const auto given = json_field(message, "worker_id")) {
+    std::uint64_t id = 0;
+    if (given->get(id) != simdjson::SUCCESS || id >= router.num_workers()) {
       return failure(400, "worker_id must be an integer below " + std::to_string(router.num_workers()));
     }
-    worker = given->get<WorkerId>();
+    worker = static_cast<WorkerId>(id);
   }
-  const auto until_cleared = message.find("until_cleared");
-  if (until_cleared != message.end() && !until_cleared->is_boolean()) {
+  bool fence = false;
+  if (const auto until_cleared = json_field(message, "until_cleared");
+      until_cleared && until_cleared->get(fence) != simdjson::SUCCESS) {
     return failure(400, "until_cleared must be true or false");
   }
-  const bool fence = until_cleared != message.end() && until_cleared->get<bool>();
   router.reset(worker, fence ? Router::Reset::kUntilCleared : Router::Reset::kNow);
   return {200, R"({"status":"ok"})"};
 }

@@ -1,23 +1,18 @@
 #include "server/tokenizer.h"
 
-#include <limits>
-#include <nlohmann/json.hpp>
+#include "server/json_reader.h"
 
 namespace kvrouter {
 namespace {
 
 TokenIds parse_tokens(const std::string& body) {
-  const auto message = nlohmann::json::parse(body, nullptr, false);
-  if (!message.is_object()) return nullptr;
-  const auto tokens = message.find("tokens");
-  if (tokens == message.end() || !tokens->is_array()) return nullptr;
+  simdjson::dom::object message;
+  if (!parse_json_object(body, "the answer", message).empty()) return nullptr;
+  const auto tokens = json_field(message, "tokens");
+  simdjson::dom::array list;
+  if (!tokens || tokens->get(list) != simdjson::SUCCESS) return nullptr;
   auto ids = std::make_shared<std::vector<TokenId>>();
-  ids->reserve(tokens->size());
-  for (const auto& id : *tokens) {
-    if (!id.is_number_unsigned() || id.get<std::uint64_t>() > std::numeric_limits<TokenId>::max()) return nullptr;
-    ids->push_back(static_cast<TokenId>(id.get<std::uint64_t>()));
-  }
-  return ids;
+  return read_token_ids(list, *ids) ? ids : nullptr;
 }
 
 }  // namespace

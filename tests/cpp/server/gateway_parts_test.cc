@@ -61,7 +61,7 @@ TEST(TokenCache, ForgetsWhatWasUsedLongestAgo) {
 }
 
 TEST(GatewayRequest, PromptsOfEveryKind) {
-  const auto parse = [](std::string_view body) {
+  const auto parse = [](const std::string& body) {
     GatewayRequest request;
     EXPECT_EQ(parse_gateway_request(body, request), "") << body;
     return request;
@@ -72,6 +72,11 @@ TEST(GatewayRequest, PromptsOfEveryKind) {
   EXPECT_TRUE(parse(R"({"prompt": [1, 4294967296]})").tokens.empty());
   EXPECT_EQ(parse(R"({"model": "m", "prompt": "hi", "stream": true})").to_tokenize, R"({"model":"m","prompt":"hi"})");
   EXPECT_EQ(parse(R"({"prompt": ["hi", "you"]})").to_tokenize, R"({"prompt":"hi"})");
+  EXPECT_EQ(parse(R"({"prompt": "\u00e9\"\n", "add_special_tokens": false, "model": null})").to_tokenize,
+            "{\"add_special_tokens\":false,\"prompt\":\"\u00e9\\\"\\n\"}");
+  // Of a name that comes twice the last counts, as it does for the worker.
+  EXPECT_EQ(parse(R"({"prompt": [1], "model": "a", "prompt": [2], "model": "b"})").tokens, (std::vector<TokenId>{2}));
+  EXPECT_EQ(parse(R"({"model": "a", "model": "b"})").model, "b");
   EXPECT_NE(parse(R"({"messages": [{"role": "user", "content": "hi"}]})").to_tokenize, "");
   EXPECT_EQ(parse(R"({"messages": [{"content": [{"type": "image_url"}]}]})").to_tokenize, "");
   EXPECT_EQ(parse(R"({"messages": 1, "prompt": {}})").to_tokenize, "");
@@ -79,7 +84,8 @@ TEST(GatewayRequest, PromptsOfEveryKind) {
 
 TEST(GatewayRequest, Nonsense_IsSaid) {
   GatewayRequest request;
-  for (const char* body : {"", "{", "[]", "1", R"({"model": 1})", R"({"stream": 1})", "{\"model\": \"\xff\"}"}) {
+  for (const char* body : {"", "{", "[]", "1", R"({"model": 1})", R"({"stream": 1})", "{\"model\": \"\xff\"}",
+                           R"({"prompt": [1], "rest": [1,]})", R"({"prompt": [1]} {})"}) {
     EXPECT_NE(parse_gateway_request(body, request), "") << body;
   }
 }
