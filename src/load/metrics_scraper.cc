@@ -19,7 +19,8 @@ namespace beast = boost::beast;
 namespace http = beast::http;
 using boost::system::error_code;
 
-// Each step holds it alive; it ends at the next one after close().
+// Asks one worker again and again: wait -> resolve -> connect -> write -> read -> wait.  Each step holds it alive; it
+// ends at the next one after close().
 class Target : public std::enable_shared_from_this<Target> {
  public:
   Target(asio::io_context& io, WorkerId worker, HostPort address, const MetricsScraper::Options& options)

@@ -3,6 +3,8 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "server/json_body.h"
+
 namespace kvrouter {
 namespace {
 
@@ -71,8 +73,8 @@ void read_prompt(const json& message, GatewayRequest& out) {
 }  // namespace
 
 std::string parse_gateway_request(std::string_view body, GatewayRequest& out) {
-  const json message = json::parse(body, nullptr, /*allow_exceptions=*/false);
-  if (message.is_discarded()) return "the body is not valid JSON";
+  const json message = parse_json(body);
+  if (message.is_discarded()) return kInvalidJson;
   if (!message.is_object()) return "the body must be a JSON object";
   if (const json* model = field(message, "model")) {
     if (!model->is_string()) return "model must be a string";

@@ -5,6 +5,7 @@
 
 #include "server/decision_json.h"
 #include "server/gateway_request.h"
+#include "server/json_body.h"
 
 namespace kvrouter {
 namespace {
@@ -61,8 +62,8 @@ void route(Router& router, const Fleet& fleet, std::span<const TokenId> tokens, 
 void answer_route(Router& router, Fleet& fleet, Tokenizer& tokenizer, const HttpRequest& request,
                   std::shared_ptr<HttpReply> reply) {
   if (request.method != "POST") return fail(*reply, 405, "use POST");
-  const json message = json::parse(request.body, nullptr, false);
-  if (message.is_discarded()) return fail(*reply, 400, "the body is not valid JSON");
+  const json message = parse_json(request.body);
+  if (message.is_discarded()) return fail(*reply, 400, kInvalidJson);
   if (!message.is_object()) return fail(*reply, 400, "the body must be a JSON object");
   NamespaceHash ns = 0;
   if (const auto lora = message.find("lora_name"); lora != message.end() && !lora->is_null()) {

@@ -2,6 +2,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "server/json_body.h"
+
 namespace kvrouter {
 namespace {
 
@@ -10,7 +12,8 @@ using nlohmann::json;
 constexpr std::string_view kJson = "application/json";
 
 ApiAnswer failure(unsigned status, const std::string& detail) {
-  return {status, json{{"detail", detail}}.dump()};
+  // It may repeat what the client sent, which need not be UTF-8.
+  return {status, json{{"detail", detail}}.dump(-1, ' ', false, json::error_handler_t::replace)};
 }
 
 struct Query {
@@ -20,8 +23,8 @@ struct Query {
 
 // These two: empty on success, else what is wrong.
 std::string parse_object(const std::string& body, json& message) {
-  message = json::parse(body, nullptr, /*allow_exceptions=*/false);
-  if (message.is_discarded()) return "the body is not valid JSON";
+  message = parse_json(body);
+  if (message.is_discarded()) return kInvalidJson;
   return message.is_object() ? "" : "the body must be a JSON object";
 }
 

@@ -3,11 +3,13 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "server/json_body.h"
+
 namespace kvrouter {
 namespace {
 
 TokenIds parse_tokens(const std::string& body) {
-  const auto message = nlohmann::json::parse(body, nullptr, false);
+  const auto message = parse_json(body);
   if (!message.is_object()) return nullptr;
   const auto tokens = message.find("tokens");
   if (tokens == message.end() || !tokens->is_array()) return nullptr;

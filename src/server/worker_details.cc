@@ -4,6 +4,8 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "server/json_body.h"
+
 namespace kvrouter {
 namespace {
 
@@ -25,7 +27,7 @@ bool is_sample_of(std::string_view line, std::string_view name) {
 }  // namespace
 
 std::optional<std::vector<ServedModel>> parse_models(std::string_view text) {
-  const auto message = nlohmann::json::parse(text, nullptr, false);
+  const auto message = parse_json(text);
   if (!message.is_object() || !message.contains("data") || !message["data"].is_array()) return std::nullopt;
   std::vector<ServedModel> models;
   for (const auto& entry : message["data"]) {
