@@ -6,6 +6,8 @@
 #              trial on small streams, into out/bench)
 # make policies  every policy in the fleet simulator, into docs/performance (POLICIES=--quick: small fleets, seconds,
 #              into out/policies)
+# make fuzz    every fuzz target for FUZZ_SECONDS (600), FUZZ_JOBS (2) at a time (FUZZ=NAME...: these alone), into out/fuzz
+# make soak    mixed traffic for SECONDS (3600) through the service and a router: leaks, into out/soak
 #
 # Each installs what it needs first: Python packages into .venv, system packages through apt (said beforehand).
 
@@ -13,6 +15,10 @@ ENGINE ?= vllm
 BENCH ?=
 GRPO ?=
 POLICIES ?=
+FUZZ ?=
+FUZZ_SECONDS ?= 600
+FUZZ_JOBS ?= 2
+SECONDS ?= 3600
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,10 +31,10 @@ export CCACHE_BASEDIR := $(CURDIR)
 export CCACHE_NOHASHDIR := 1
 
 CXX_SOURCES := $(shell find include src sim cmake -type f) CMakeLists.txt pyproject.toml
-CXX_FILES := $(shell find include src sim tests/cpp benchmarks -name '*.h' -o -name '*.cc')
+CXX_FILES := $(shell find include src sim tests/cpp tests/fuzz benchmarks -name '*.h' -o -name '*.cc')
 ENGINE_STAMP := $(if $(filter vllm,$(ENGINE)),$(STAMPS)/vllm,)
 
-.PHONY: all demo grpo test test-cpp test-python sanitize bench lint format clean help policies
+.PHONY: all demo grpo test test-cpp test-python sanitize fuzz soak bench lint format clean help policies
 all: $(STAMPS)/package
 
 demo: $(STAMPS)/package $(ENGINE_STAMP)
@@ -53,6 +59,14 @@ sanitize: $(STAMPS)/system-test
 	  cmake --preset $$preset > /dev/null && cmake --build --preset $$preset --parallel $(JOBS) && \
 	  ctest --preset $$preset --parallel $(JOBS) || exit 1; \
 	done
+
+fuzz: $(STAMPS)/system-fuzz $(STAMPS)/package $(STAMPS)/fuzz
+	cmake --preset fuzz > /dev/null
+	cmake --build --preset fuzz --parallel $(JOBS)
+	$(BIN)/python tests/fuzz/run.py --seconds $(FUZZ_SECONDS) --jobs $(FUZZ_JOBS) $(FUZZ)
+
+soak: $(STAMPS)/package
+	$(BIN)/python tests/soak/run.py --seconds $(SECONDS)
 
 bench: $(STAMPS)/package $(STAMPS)/bench
 	$(BIN)/python benchmarks/run.py $(BENCH)
@@ -89,6 +103,10 @@ $(STAMPS)/system-test: $(STAMPS)/system-build
 	scripts/install_system_packages.sh test
 	touch $@
 
+$(STAMPS)/system-fuzz: $(STAMPS)/system-build
+	scripts/install_system_packages.sh fuzz
+	touch $@
+
 $(STAMPS)/requirements: requirements/build.txt requirements/runtime.txt $(STAMPS)/system-build
 	@echo "installing Python packages into $(VENV)"
 	$(PIP) -r requirements/build.txt -r requirements/runtime.txt
@@ -105,6 +123,10 @@ $(STAMPS)/test: requirements/test.txt $(STAMPS)/requirements
 
 $(STAMPS)/bench: requirements/bench.txt $(STAMPS)/requirements
 	$(PIP) -r requirements/bench.txt
+	touch $@
+
+$(STAMPS)/fuzz: requirements/fuzz.txt $(STAMPS)/requirements
+	$(PIP) -r requirements/fuzz.txt
 	touch $@
 
 $(STAMPS)/lint: requirements/lint.txt $(STAMPS)/system-build

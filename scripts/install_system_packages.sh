@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the system packages that kvrouter is built and tested with, on Debian 12 and Ubuntu 22.04 or newer.
 #
-#   scripts/install_system_packages.sh [build|test|lint]...     (default: build)
+#   scripts/install_system_packages.sh [build|test|lint|fuzz]...     (default: build)
 #
 # It says first which packages are missing and what each is for, uses sudo only when something is to be installed and
 # the user is not root, and does nothing when all are there.  What is optional is tried, and done without if need be.
@@ -33,6 +33,11 @@ readonly LINT_PACKAGES=(
   "clang-format|C++ style check"
 )
 
+readonly FUZZ_PACKAGES=(
+  "clang|C++ compiler with libFuzzer: fuzz targets"
+  "libclang-rt-dev|clang's runtime for fuzzing and sanitizers"
+)
+
 say() { printf 'install_system_packages: %s\n' "$*"; }
 fail() { printf 'install_system_packages: %s\n' "$*" >&2; exit 1; }
 
@@ -48,7 +53,8 @@ wanted_packages() {
       build) printf '%s\n' "${BUILD_PACKAGES[@]}" ;;
       test) printf '%s\n' "${BUILD_PACKAGES[@]}" "${TEST_PACKAGES[@]}" ;;
       lint) printf '%s\n' "${LINT_PACKAGES[@]}" ;;
-      *) fail "unknown argument '$set': build, test or lint" ;;
+      fuzz) printf '%s\n' "${BUILD_PACKAGES[@]}" "${FUZZ_PACKAGES[@]}" ;;
+      *) fail "unknown argument '$set': build, test, lint or fuzz" ;;
     esac
   done | awk '!seen[$0]++'
 }
@@ -61,9 +67,11 @@ is_installed() {
 is_provided() {
   case "$1" in
     g++) command -v "${CXX:-g++}" >/dev/null || command -v clang++ >/dev/null ;;
-    cmake | ccache | clang-format | openssl | chromium) command -v "$1" >/dev/null ;;
+    cmake | ccache | clang | clang-format | openssl | chromium) command -v "$1" >/dev/null ;;
     ninja-build) command -v ninja >/dev/null ;;
     pkg-config) command -v pkg-config >/dev/null ;;
+    # Under its version's name, or within another package (Ubuntu 22.04 has no package of this name).
+    libclang-rt-dev) can_fuzz || { command -v apt-cache >/dev/null && ! apt-cache show "$1" >/dev/null 2>&1; } ;;
     # Another Python than the system's brings its own modules and headers.
     python3-venv) python3 -c 'import ensurepip, venv' 2>/dev/null ;;
     python3-dev) python3 -c 'import os, sys, sysconfig
@@ -75,6 +83,12 @@ sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Pyth
 # Ubuntu, for one, has no chromium package that runs everywhere.
 is_optional() {
   [[ "$1" == chromium ]]
+}
+
+# Whether clang++ links a fuzz target.
+can_fuzz() {
+  echo 'extern "C" int LLVMFuzzerTestOneInput(const unsigned char*, unsigned long) { return 0; }' |
+    clang++ -fsanitize=fuzzer,address,undefined -x c++ - -o /dev/null 2>/dev/null
 }
 
 main() {

@@ -133,6 +133,8 @@ def read_workers_file(path: Path) -> list[WorkerSpec]:
         if not isinstance(entries, list):
             raise ValueError("it must hold a list of workers")
         return [WorkerSpec.from_dict(entry) for entry in entries]
+    except RecursionError:
+        raise ValueError(f"{path}: it is nested too deep to be a list of workers") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 

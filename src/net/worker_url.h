@@ -11,7 +11,8 @@ struct HostPort {
   bool tls = false;
 };
 
-// Of "http://host:port" or "https://host:port".  Throws std::invalid_argument for anything else.
+// Of "http://host:port" or "https://host:port", the port from 1 to 65535.  Throws std::invalid_argument for anything
+// else.
 HostPort parse_worker_url(const std::string& url);
 // The same check alone; the empty URL passes.
 void validate_worker_url(const std::string& url);

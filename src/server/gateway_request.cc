@@ -2,6 +2,7 @@
 
 #include "server/json_reader.h"
 
+
 namespace kvrouter {
 namespace {
 

@@ -3,6 +3,8 @@
 #include <charconv>
 #include <nlohmann/json.hpp>
 
+#include "server/json_body.h"
+
 namespace kvrouter {
 namespace {
 
@@ -57,7 +59,7 @@ ApiAnswer list_workers(Router& router, const Fleet& fleet) {
 }
 
 ApiAnswer add_worker(Fleet& fleet, const std::string& body) {
-  const json message = json::parse(body, nullptr, false);
+  const json message = parse_json(body);
   if (!message.is_object()) return failure(400, "the body must be a JSON object");
   WorkerSpec spec;
   for (const auto& [name, target] : {std::pair{"url", &spec.url}, std::pair{"kv_events", &spec.kv_events},
@@ -102,7 +104,7 @@ ApiAnswer answer_registry_request(Router& router, Fleet& fleet, const HttpReques
   if (request.method != "POST") return failure(405, "use POST");
   bool draining = true;
   if (!request.body.empty()) {
-    const json message = json::parse(request.body, nullptr, false);
+    const json message = parse_json(request.body);
     if (!message.is_object() || !message.value("draining", json(true)).is_boolean()) {
       return failure(400, "the body must be {\"draining\": true or false}");
     }

@@ -13,7 +13,8 @@ namespace dom = simdjson::dom;
 constexpr std::string_view kJson = "application/json";
 
 ApiAnswer failure(unsigned status, const std::string& detail) {
-  return {status, json{{"detail", detail}}.dump()};
+  // It may repeat what the client sent, which need not be UTF-8.
+  return {status, json{{"detail", detail}}.dump(-1, ' ', false, json::error_handler_t::replace)};
 }
 
 struct Query {

@@ -26,7 +26,7 @@ void TokenCache::insert(std::string_view text, TokenIds ids) {
   tokens_ += ids->size();
   entries_.push_front({key, std::move(ids)});
   by_key_[key] = entries_.begin();
-  while (tokens_ > max_tokens_) {
+  while (tokens_ > max_tokens_ || entries_.size() > max_texts_) {
     tokens_ -= entries_.back().ids->size();
     by_key_.erase(entries_.back().key);
     entries_.pop_back();

@@ -17,8 +17,8 @@ using TokenIds = std::shared_ptr<const std::vector<TokenId>>;
 
 class TokenCache {
  public:
-  // Holds up to `max_tokens` token ids.
-  explicit TokenCache(std::size_t max_tokens) : max_tokens_(max_tokens) {}
+  // Holds up to `max_tokens` token ids, of up to `max_texts` texts: a text costs some 250 bytes however short it is.
+  TokenCache(std::size_t max_tokens, std::size_t max_texts) : max_tokens_(max_tokens), max_texts_(max_texts) {}
 
   // Null if the text is not known.
   TokenIds find(std::string_view text);
@@ -42,7 +42,7 @@ class TokenCache {
   };
   static Key key_of(std::string_view text);
 
-  std::size_t max_tokens_;
+  std::size_t max_tokens_, max_texts_;
   std::size_t tokens_ = 0;
   std::uint64_t hits_ = 0, misses_ = 0;
   std::list<Entry> entries_;  // the one used last first

@@ -15,7 +15,9 @@ class Tokenizer {
  public:
   static constexpr std::size_t kCachedTokens = 16 * 1024 * 1024;  // 64 MiB
 
-  explicit Tokenizer(Fleet& fleet) : fleet_(fleet), cache_(kCachedTokens) {}
+  static constexpr std::size_t kCachedTexts = 256 * 1024;  // as much again at most
+
+  explicit Tokenizer(Fleet& fleet) : fleet_(fleet), cache_(kCachedTokens, kCachedTexts) {}
 
   // `done` gets the ids, at once where they are cached; null where no worker can tell them.  `body` is that of the
   // request to /tokenize.  Returns the call under way, if there is one, to be cancelled when nobody wants it any more.

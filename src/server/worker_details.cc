@@ -4,6 +4,8 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "server/json_body.h"
+
 namespace kvrouter {
 namespace {
 
@@ -35,7 +37,7 @@ std::size_t label_value(std::string_view line, std::string_view label) {
 }  // namespace
 
 std::optional<std::vector<ServedModel>> parse_models(std::string_view text) {
-  const auto message = nlohmann::json::parse(text, nullptr, false);
+  const auto message = parse_json(text);
   if (!message.is_object() || !message.contains("data") || !message["data"].is_array()) return std::nullopt;
   std::vector<ServedModel> models;
   for (const auto& entry : message["data"]) {

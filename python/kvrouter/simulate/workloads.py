@@ -7,6 +7,7 @@ tokens, times in seconds.  The same seed gives the same list.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -217,26 +218,45 @@ def conversation_trace() -> Path:
 def read_trace(path: str | Path) -> list[dict[str, Any]]:
     """The lines of a trace (JSON lines, ``.xz`` or plain), see ``trace_requests``.  ValueError for a bad line."""
     path = Path(path)
-    if path.suffix == ".xz":
-        import lzma
-
-        with lzma.open(path, "rt", encoding="utf-8") as stream:
-            text = stream.read()
-    else:
-        text = path.read_text(encoding="utf-8")
     lines = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(_text_of(path).splitlines(), 1):
         try:
-            entry = json.loads(line)
-            int(entry["input_length"]), int(entry["output_length"]), float(entry["timestamp"]), list(entry["hash_ids"])
-        except (ValueError, KeyError, TypeError) as error:
+            lines.append(_trace_entry(json.loads(line)))
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(
                 f"{path.name}, line {number}: needs timestamp (ms), input_length, output_length, hash_ids ({error!r})"
             ) from None
-        lines.append(entry)
     if not lines:
         raise ValueError(f"{path.name} has no requests")
     return lines
+
+
+def _text_of(path: Path) -> str:
+    try:
+        if path.suffix == ".xz":
+            import lzma
+
+            try:
+                with lzma.open(path, "rt", encoding="utf-8") as stream:
+                    return stream.read()
+            except (lzma.LZMAError, EOFError) as error:
+                raise ValueError(f"it is no .xz file: {error}") from None
+        return path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from None
+
+
+def _trace_entry(entry: Any) -> dict[str, Any]:
+    """A line of a trace with its values as numbers."""
+    timestamp = float(entry["timestamp"])
+    if not math.isfinite(timestamp):
+        raise ValueError(f"timestamp {timestamp} is no time")
+    return {
+        "timestamp": timestamp,
+        "input_length": int(entry["input_length"]),
+        "output_length": int(entry["output_length"]),
+        "hash_ids": [int(hash_id) for hash_id in entry["hash_ids"]],
+    }
 
 
 def trace_requests(
@@ -248,17 +268,17 @@ def trace_requests(
     512 tokens: equal ids are equal tokens.  Prompts are cut where ``max_model_len`` ends.
     """
     requests = RequestList(name)
-    first = float(lines[0]["timestamp"])
+    first = lines[0]["timestamp"]
     for entry in lines:
-        output = max(1, min(int(entry["output_length"]), 2000))
-        length = max(1, min(int(entry["input_length"]), max_model_len - output))
+        output = max(1, min(entry["output_length"], 2000))
+        length = max(1, min(entry["input_length"], max_model_len - output))
         segments: list[tuple[int, int]] = []
         for hash_id in entry["hash_ids"]:
             take = min(TRACE_BLOCK, length - TRACE_BLOCK * len(segments))
             if take <= 0:
                 break
-            segments.append((int(hash_id), take))
-        requests.add(segments or [(0, length)], output, (float(entry["timestamp"]) - first) / 1e3 / speed)
+            segments.append((hash_id, take))
+        requests.add(segments or [(0, length)], output, (entry["timestamp"] - first) / 1e3 / speed)
     return requests
 
 

@@ -135,8 +135,9 @@ TEST(MetricsScraper, NobodyThere_IsReported) {
 TEST(MetricsScraper, Url_IsChecked) {
   for (const char* url : {"http://h:1", "https://h:1", "http://[::1]:80", "http://h:1/", ""})
     EXPECT_NO_THROW(validate_worker_url(url));
-  for (const char* url :
-       {"h:1", "ftp://h:1", "http://h:99999", "http://h", "http://:1", "http://h:", "http://h:x", "http://h:1/path"}) {
+  for (const char* url : {"h:1", "ftp://h:1", "http://h", "http://:1", "http://h:", "http://h:x", "http://h:1/path",
+                          "http://h:0", "http://h:65536", "http://h:99999999999999999999", "http://h:+1",
+                          "http://a b:1", "http://h\r\nX: y:1", "http://u@h:1"}) {
     EXPECT_THROW(validate_worker_url(url), std::invalid_argument) << url;
   }
 }

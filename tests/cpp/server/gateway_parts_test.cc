@@ -44,7 +44,7 @@ TEST(Breaker, ATrialWithoutAResult_IsTriedAgain) {
 }
 
 TEST(TokenCache, ForgetsWhatWasUsedLongestAgo) {
-  TokenCache cache(5);
+  TokenCache cache(5, 100);
   const auto ids = [](std::size_t count) { return std::make_shared<const std::vector<TokenId>>(count, 7); };
   cache.insert("a", ids(2));
   cache.insert("b", ids(2));
@@ -58,6 +58,16 @@ TEST(TokenCache, ForgetsWhatWasUsedLongestAgo) {
   EXPECT_EQ(cache.size(), 5u);
   EXPECT_EQ(cache.hits(), 3u);
   EXPECT_EQ(cache.misses(), 1u);
+}
+
+TEST(TokenCache, ManyShortTexts_AreBoundedToo) {
+  TokenCache cache(1'000'000, 3);
+  for (int i = 0; i < 100; ++i) {
+    cache.insert("text " + std::to_string(i), std::make_shared<const std::vector<TokenId>>(i % 2, 7));
+  }
+  EXPECT_EQ(cache.size(), 2u);
+  EXPECT_EQ(cache.find("text 96"), nullptr);
+  EXPECT_NE(cache.find("text 97"), nullptr);
 }
 
 TEST(GatewayRequest, PromptsOfEveryKind) {
