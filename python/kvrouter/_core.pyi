@@ -117,7 +117,7 @@ def policy_names() -> list[str]:
 class Router:
     """The router itself; kvrouter.KvRouter is its Python face."""
 
-    def __init__(self, *, block_size: int, kv_events: Sequence[str], load: Sequence[str], http: Sequence[str], policy: str = 'linear', seed: int = 0, startup_grace_s: float = 5.0, metrics_interval_s: float = 0.25) -> None: ...
+    def __init__(self, *, block_size: int, kv_events: Sequence[str], load: Sequence[str], http: Sequence[str], policy: str = 'linear', seed: int = 0, startup_grace_s: float = 5.0, metrics_interval_s: float = 0.25, index_memory_limit: int = 0) -> None: ...
 
     def start(self, kv_events: bool = True) -> None: ...
 
@@ -179,6 +179,9 @@ class Router:
         """
         The request is finished, or given up.  output_tokens -1 and first_token_s 0: not known.
         """
+
+    def report_hit(self, worker: int, overlap_blocks: int, num_tokens: int, cached_tokens: int, hashes: object | None = None) -> None:
+        """What the worker's hit on a request was, beside what was predicted."""
 
     def round_robin(self) -> int: ...
 
