@@ -1,11 +1,12 @@
 // The prefix index on an op stream: throughput of events and finds, latency of finds, memory, checksums.
 //
-//   bench_index FILE.ops [--threads N] [--seconds S] [--repeat R]
+//   bench_index FILE.ops [--threads N] [--seconds S] [--repeat R] [--memory-limit BYTES]
 //   bench_index --churn PAIRS ROUNDS
 //
 // Prints one line of JSON.  The keys up to `interleaved_checksum` are those that peers/dynamo prints.
 // --threads N: besides, a writer at full speed beside N - 1 readers, about S seconds with it and S without.
 // --repeat R: medians of R replays in this process; memory is that of the first.
+// --memory-limit BYTES: the replays' index gives up what is beyond it; besides, what that costs.
 // Fails when replays disagree, when the index answers otherwise after concurrent writing, or keeps what was removed.
 #include <algorithm>
 #include <charconv>
@@ -23,7 +24,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr char kUsage[] =
-    "usage: bench_index FILE.ops [--threads N] [--seconds S] [--repeat R]\n"
+    "usage: bench_index FILE.ops [--threads N] [--seconds S] [--repeat R] [--memory-limit BYTES]\n"
     "       bench_index --churn PAIRS ROUNDS\n";
 
 struct Options {
@@ -31,6 +32,7 @@ struct Options {
   std::size_t threads = 1;
   std::size_t repeat = 1;
   double seconds = 2;
+  std::size_t memory_limit = 0;
   std::size_t churn_pairs = 0;
   std::size_t churn_rounds = 0;
 };
@@ -67,6 +69,8 @@ Options parse(int argc, char** argv) {
       options.threads = parse_count(value(), option);
     } else if (option == "--repeat") {
       options.repeat = parse_count(value(), option);
+    } else if (option == "--memory-limit") {
+      options.memory_limit = parse_count(value(), option);
     } else if (option == "--seconds") {
       options.seconds = parse_seconds(value());
     } else if (option == "--churn") {
@@ -131,7 +135,7 @@ int run_stream(const Options& options) {
   pin_to_core(usable_cores() - 1);  // the last: the first has more of the system's own work
   std::vector<ReplayFigures> runs;
   for (std::size_t i = 0; i < options.repeat; ++i) {
-    runs.push_back(replay(stream));
+    runs.push_back(replay(stream, options.memory_limit));
     if (runs.back().checksum != runs.front().checksum ||
         runs.back().interleaved_checksum != runs.front().interleaved_checksum) {
       throw std::runtime_error("two replays of the same op stream disagree");
@@ -141,6 +145,12 @@ int run_stream(const Options& options) {
   out["peer"] = "kvrouter";
   out["ops"] = options.file.substr(options.file.find_last_of('/') + 1);
   add_replay(runs, out);
+  if (options.memory_limit > 0) {
+    out["memory_limit"] = options.memory_limit;
+    out["memory_bytes"] = runs.front().stats.memory_bytes;
+    out["given_up_blocks"] = runs.front().stats.given_up_blocks;
+    out["interleaved_best_blocks"] = runs.front().interleaved_best;
+  }
   bool same_after = true;
   if (options.threads > 1) {
     const ConcurrentFigures figures = replay_concurrently(stream, options.threads - 1, options.seconds);

@@ -43,12 +43,12 @@ class FreshHashes {
 
 }  // namespace
 
-ReplayFigures replay(const OpStream& stream) {
+ReplayFigures replay(const OpStream& stream, std::size_t memory_limit) {
   ReplayFigures out;
   std::vector<std::uint32_t> overlap(stream.num_workers());
   warm_memory();
   const std::uint64_t before = resident_bytes();
-  PrefixIndex index(stream.num_workers());
+  PrefixIndex index(stream.num_workers(), memory_limit);
   std::uint64_t event_ns = 0;
   for (const Op& op : stream.ops()) {
     if (op.is_event()) {
@@ -58,9 +58,11 @@ ReplayFigures replay(const OpStream& stream) {
     } else {
       index.find_matches(op.hashes, overlap);
       out.interleaved_checksum = add_to_checksum(out.interleaved_checksum, overlap);
+      out.interleaved_best += *std::max_element(overlap.begin(), overlap.end());
     }
   }
   out.rss_bytes = growth(before, resident_bytes());
+  out.stats = index.stats();
   if (event_ns > 0) {
     out.event_blocks_per_s = static_cast<double>(stream.event_blocks()) / (static_cast<double>(event_ns) / 1e9);
   }

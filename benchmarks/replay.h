@@ -19,11 +19,14 @@ struct ReplayFigures {
   std::uint64_t rss_bytes = 0;  // growth from before the index was made to after the last event
   std::uint64_t checksum = 0;
   std::uint64_t interleaved_checksum = 0;
+  std::uint64_t interleaved_best = 0;  // blocks: the longest match of each find between events
+  PrefixIndexStats stats;              // after the last event
 };
 
 // One thread.  Each event is timed by itself, and the finds between events are answered for the checksum but not
 // timed; then all finds are asked again on the final index, twice, and the second round is timed find by find.
-ReplayFigures replay(const OpStream& stream);
+// memory_limit: the index's, bytes; 0: none.
+ReplayFigures replay(const OpStream& stream, std::size_t memory_limit = 0);
 
 struct ConcurrentFigures {
   std::size_t readers = 0;

@@ -50,6 +50,7 @@ struct KvEventCounts {
   std::uint64_t stored_blocks = 0;
   std::uint64_t removed_blocks = 0;
   std::uint64_t cleared = 0;
+  std::uint64_t namespaced_blocks = 0;  // stored ones of a LoRA adapter, a cache salt, with multimodal items
   std::uint64_t skipped_unknown_type = 0;
   std::uint64_t skipped_unknown_field = 0;  // fields, not events: the event itself was used
   std::uint64_t skipped_block_size = 0;     // events with another block size than the router's

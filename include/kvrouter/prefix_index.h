@@ -9,7 +9,8 @@
 // the event that showed it is applied to the empty state.
 //
 // Threads: events are applied one at a time (a mutex among writers).  Look-ups take no lock and never wait, neither for
-// writers nor for each other, and see each event as a whole or not at all.
+// writers nor for each other, and see each event as a whole or not at all.  Giving a prefix up is seen worker by
+// worker.
 #pragma once
 
 #include <cstddef>
@@ -32,6 +33,8 @@ struct PrefixIndexStats {
   std::uint64_t orphans_dropped = 0;   // over the limit of orphans a worker may have
   std::uint64_t unknown_removals = 0;  // removals of blocks that the worker was not known to hold
   std::uint64_t contradictions = 0;    // events in which a worker called two prefixes by one name
+  std::size_t memory_bytes = 0;        // in use, by its own account
+  std::uint64_t given_up_blocks = 0;   // distinct blocks, to stay below the memory limit
 };
 
 class PrefixIndex {
@@ -40,8 +43,11 @@ class PrefixIndex {
   static constexpr std::size_t kMaxOrphansPerWorker = 1 << 16;
 
   // Workers are numbered 0 to num_workers - 1.
+  // memory_limit: bytes; 0: none.  Where a store takes the index beyond it, the prefixes that were longest neither
+  // found nor stored are given up, from their ends.  A worker that stores behind a block that was given up stores
+  // orphans, which count once it has stored that block again; its removals of such blocks are unknown removals.
   // REQUIRES: num_workers > 0.
-  explicit PrefixIndex(std::size_t num_workers);
+  explicit PrefixIndex(std::size_t num_workers, std::size_t memory_limit = 0);
   ~PrefixIndex();
   PrefixIndex(const PrefixIndex&) = delete;
   PrefixIndex& operator=(const PrefixIndex&) = delete;

@@ -16,6 +16,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "kvrouter/policy.h"
@@ -42,6 +43,9 @@ struct RouterOptions {
   std::chrono::milliseconds startup_grace{5000};
   std::chrono::milliseconds metrics_interval{250};
   std::string ca_file;  // PEM: whom to trust for workers' https addresses; empty: the system's authorities
+  // Bytes that the prefix index may take, 0: no limit.  At least kMinIndexMemory.
+  std::size_t index_memory_limit = 0;
+  static constexpr std::size_t kMinIndexMemory = 1 << 20;
   // Seconds of a clock that never goes back, for the router's account of what is in flight.  Default: the system's
   // steady clock; simulations set their own.
   std::function<double()> clock;
@@ -79,6 +83,54 @@ struct Decision {
   std::vector<WorkerLoad> loads;  // as the policy saw them
 };
 
+// What a worker's hit on a request was, beside what was predicted.
+struct HitReport {
+  std::uint32_t overlap_blocks = 0;  // of the decision
+  std::size_t num_tokens = 0;        // of the prompt
+  std::size_t cached_tokens = 0;     // of these, taken from the worker's cache, as it says
+  // Hashes of the request's full blocks.  Optional: with them, prefixes that were on their way when the request was
+  // decided are told from blocks that the router does not know of.
+  std::span<const LocalHash> blocks{};
+};
+
+// The same of many requests together, from counters.
+struct HitTotals {
+  std::uint64_t requests = 0;
+  std::uint64_t prompt_tokens = 0;
+  std::uint64_t predicted_tokens = 0;
+  std::uint64_t cached_tokens = 0;
+};
+
+// Why a worker hits its cache otherwise than predicted; src/router/self_check.cc says what helps.
+enum class HitCause {
+  kNone,
+  kClearedLate,
+  kOtherGroups,
+  kEvicted,
+  kOtherNamespace,
+  kNoEvents,
+  kBlockSize,
+  kUnreadable,
+  kLostEvents,
+  kIndexLimit,
+  kOtherMemory,
+  kLateStart,
+  kOtherTokens,
+  kUnknown,
+};
+std::string_view name_of(HitCause cause);  // "" for kNone
+
+struct HitCheckStatus {
+  std::uint64_t reports = 0;
+  std::uint64_t prompt_tokens = 0;
+  std::uint64_t predicted_tokens = 0;
+  std::uint64_t cached_tokens = 0;
+  std::uint64_t missing_tokens = 0;  // predicted, not found
+  std::uint64_t surplus_tokens = 0;  // found, not predicted
+  std::uint64_t episodes = 0;        // of divergence
+  HitCause cause = HitCause::kNone;  // of the one that lasts, if any
+};
+
 enum class WorkerState { kConnecting, kUp, kDown };
 enum class LoadSource { kNone, kMessages, kMetrics };
 
@@ -96,10 +148,18 @@ struct WorkerStatus {
   std::uint64_t restarts = 0;
   std::uint64_t load_messages = 0;
   std::uint64_t malformed_load_messages = 0;
+  HitCheckStatus hits;
 };
 
 inline constexpr std::array<double, 12> kDecisionBounds = {1e-6, 2e-6, 5e-6, 1e-5, 2e-5, 5e-5,
                                                            1e-4, 2e-4, 5e-4, 1e-3, 1e-2, 1e-1};
+
+// The account of what is in flight; all 0 where the policy keeps none.
+struct AccountStatus {
+  std::size_t requests = 0;            // in flight, as far as is known
+  std::uint64_t dropped_requests = 0;  // taken for done, as there were too many
+  std::uint64_t ended_early = 0;       // times that prefixes on their way were too many to keep
+};
 
 struct RouterStatus {
   bool running = false;
@@ -112,6 +172,8 @@ struct RouterStatus {
   std::array<std::uint64_t, kDecisionBounds.size()> decision_counts{};
   PrefixIndexStats index;
   std::vector<WorkerStatus> workers;
+  AccountStatus account;
+  std::uint64_t notices_dropped = 0;
 };
 
 struct RouterNotice {
@@ -160,6 +222,11 @@ class Router {
   // a ticket that is not known (any more).
   bool first_token(Ticket ticket);
   bool complete(Ticket ticket, const Completion& completion = {});
+
+  // What the worker's hit was.  Also optional: by it the router notices that its belief is not true, and says why.
+  // REQUIRES: worker < num_workers().
+  void report_hit(WorkerId worker, const HitReport& report);
+  void report_hits(WorkerId worker, const HitTotals& totals);
 
   // Listens to another address for `worker` from now on (empty endpoints: to none), and forgets what was known of it.
   // A fleet that grows is built with as many workers as it may have, those without an address to come later.

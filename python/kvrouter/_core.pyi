@@ -180,6 +180,9 @@ class Router:
         The request is finished, or given up.  output_tokens -1 and first_token_s 0: not known.
         """
 
+    def report_hit(self, worker: int, overlap_blocks: int, num_tokens: int, cached_tokens: int, hashes: object | None = None) -> None:
+        """What the worker's hit on a request was, beside what was predicted."""
+
     def round_robin(self) -> int: ...
 
     def reset(self, worker: int | None = None, until_cleared: bool = False) -> None: ...

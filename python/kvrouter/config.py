@@ -24,6 +24,7 @@ class RouterConfig(TypedDict):
     policy: how "best" is decided (``kvrouter.policy_names()``); default "linear".
     worker_addresses: a host for each worker; default localhost for all.
     worker_ports: the KV-event port of each worker; its load port is as far from it as the two base ports are.
+    index_memory_limit: bytes that the prefix index may take, at least 1 MiB; default 0, no limit.
     """
 
     enabled: bool
@@ -34,6 +35,7 @@ class RouterConfig(TypedDict):
     policy: NotRequired[str]
     worker_addresses: NotRequired[list[str] | None]
     worker_ports: NotRequired[list[int] | None]
+    index_memory_limit: NotRequired[int]
 
 
 @dataclass(frozen=True)

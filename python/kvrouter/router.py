@@ -51,6 +51,8 @@ class KvRouter:
     policy: one of ``kvrouter.policy_names()``.
     seed: of the random choice between equals.
     startup_grace_s: how many seconds a worker may be silent after start() before a warning says so.
+    index_memory_limit: bytes that the prefix index may take, at least 1 MiB; 0: no limit.  Beyond it the prefixes that
+        were longest neither asked for nor stored are given up.
 
     Raises ValueError, naming the setting, for values out of range.
     """
@@ -68,6 +70,7 @@ class KvRouter:
         policy: str = "linear",
         seed: int | None = None,
         startup_grace_s: float = 5.0,
+        index_memory_limit: int = 0,
     ) -> None:
         if block_size < 1:
             raise ValueError(f"block_size must be at least 1, got {block_size}")
@@ -87,6 +90,7 @@ class KvRouter:
             policy=policy,
             seed=_random_seed() if seed is None else seed,
             startup_grace_s=startup_grace_s,
+            index_memory_limit=index_memory_limit,
         )
         self._listening = Listening(self._core)
         # Also at interpreter exit: no thread of the router outlives the interpreter.
@@ -106,6 +110,7 @@ class KvRouter:
             worker_addresses=config.get("worker_addresses"),
             worker_ports=config.get("worker_ports"),
             policy="round_robin" if mode == "round_robin" else config.get("policy", "linear"),
+            index_memory_limit=config.get("index_memory_limit", 0),
             **options,
         )
 
@@ -267,6 +272,24 @@ class KvRouter:
         """
         tokens = -1 if output_tokens is None else output_tokens
         return self._core.complete(int(ticket), tokens, first_token_s or 0.0)
+
+    def report_hit(
+        self, worker: int, overlap_blocks: int, num_tokens: int, cached_tokens: int, *, hashes: Any | None = None
+    ) -> None:
+        """What a worker's hit on a request was: the router notices by it that its belief is not true, and says why.
+
+        Optional.  After 64 requests of a worker that were found otherwise than predicted a warning names the likely
+        cause and the setting that mends it; ``status()["workers"][n]["hits"]`` has the figures.
+
+        overlap_blocks: as decided (``Decision.overlap_blocks``).
+        num_tokens: of the prompt.
+        cached_tokens: of these, taken from the cache, as the worker says (vLLM: ``num_cached_tokens``, or
+            ``usage.prompt_tokens_details.cached_tokens`` with ``--enable-prompt-tokens-details``).
+        hashes: the request's block hashes as for best_worker(); with them, prefixes that were only on their way when
+            the request was decided are told from blocks that the router does not know of.
+        Raises ValueError for a number out of range.
+        """
+        self._core.report_hit(worker, overlap_blocks, num_tokens, cached_tokens, hashes)
 
     def worker_round_robin(self) -> int:
         """The next worker in turn; workers that are down are left out."""

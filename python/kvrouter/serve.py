@@ -41,6 +41,7 @@ class ServeOptions:
     policy: str = "linear"
     seed: int = 0
     max_workers: int = 32
+    index_memory_limit: int = 0
     api_token: str = ""
     admin_token: str = ""
     access_log: str = ""
@@ -77,6 +78,7 @@ class KvService:
             policy=options.policy,
             seed=options.seed,
             ca_file=options.upstream_ca,
+            index_memory_limit=options.index_memory_limit,
         )
         self._listening = Listening(self._router)
         self._listening.start(True)
@@ -182,6 +184,7 @@ def serve(
     block_size: Annotated[str, typer.Option(help="Tokens a KV block; auto: as the workers' /metrics say.")] = "auto",
     policy: Annotated[str, typer.Option(help="One of kvrouter.policy_names().")] = "linear",
     max_workers: Annotated[int, typer.Option(help="Most workers at a time.", min=1)] = 32,
+    index_memory_limit: Annotated[int, typer.Option(help="Bytes the prefix index may take; 0: no limit.", min=0)] = 0,
     max_concurrency: Annotated[int, typer.Option(help="Most requests at a worker at a time.", min=1)] = 256,
     max_queue: Annotated[int, typer.Option(help="Most requests waiting; beyond: 429.", min=0)] = 1024,
     queue_timeout: Annotated[float, typer.Option(help="Seconds a request may wait; then 503.", min=0.001)] = 30.0,
@@ -222,6 +225,7 @@ def serve(
             block_size=size,
             policy=policy,
             max_workers=max_workers,
+            index_memory_limit=index_memory_limit,
             api_token=read_token(api_token_file),
             admin_token=read_token(admin_token_file),
             access_log=access_log,

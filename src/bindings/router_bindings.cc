@@ -180,13 +180,17 @@ void bind_router(nb::module_& m) {
           "__init__",
           [](Router* self, std::int64_t block_size, const std::vector<std::string>& kv_events,
              const std::vector<std::string>& load, const std::vector<std::string>& http, const std::string& policy,
-             std::uint64_t seed, double startup_grace_s, double metrics_interval_s, const std::string& ca_file) {
-            construct(self, make_options(block_size, kv_events, load, http, policy, seed, startup_grace_s,
-                                         metrics_interval_s, ca_file));
+             std::uint64_t seed, double startup_grace_s, double metrics_interval_s, const std::string& ca_file,
+             std::int64_t index_memory_limit) {
+            RouterOptions options = make_options(block_size, kv_events, load, http, policy, seed, startup_grace_s,
+                                                 metrics_interval_s, ca_file);
+            if (index_memory_limit < 0) throw nb::value_error("index_memory_limit must not be negative");
+            options.index_memory_limit = static_cast<std::size_t>(index_memory_limit);
+            construct(self, std::move(options));
           },
           nb::kw_only(), nb::arg("block_size"), nb::arg("kv_events"), nb::arg("load"), nb::arg("http"),
           nb::arg("policy") = "linear", nb::arg("seed") = 0, nb::arg("startup_grace_s") = 5.0,
-          nb::arg("metrics_interval_s") = 0.25, nb::arg("ca_file") = "")
+          nb::arg("metrics_interval_s") = 0.25, nb::arg("ca_file") = "", nb::arg("index_memory_limit") = 0)
       .def("start", &Router::start, nb::arg("kv_events") = true, nb::call_guard<nb::gil_scoped_release>())
       .def("stop", &Router::stop, nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("running", &Router::running)
@@ -254,6 +258,24 @@ void bind_router(nb::module_& m) {
           },
           nb::arg("ticket"), nb::arg("output_tokens") = -1, nb::arg("first_token_s") = 0.0,
           "The request is finished, or given up.  output_tokens -1 and first_token_s 0: not known.")
+      .def(
+          "report_hit",
+          [](Router& self, std::int64_t worker, std::int64_t overlap_blocks, std::int64_t num_tokens,
+             std::int64_t cached_tokens, nb::handle hashes) {
+            const WorkerId id = checked_worker(self.num_workers(), worker);
+            if (overlap_blocks < 0 || cached_tokens < 0) {
+              throw nb::value_error("overlap_blocks and cached_tokens must not be negative");
+            }
+            HitReport report{static_cast<std::uint32_t>(std::min<std::int64_t>(overlap_blocks, UINT32_MAX)),
+                             checked_num_tokens(num_tokens), static_cast<std::size_t>(cached_tokens)};
+            if (hashes.is_none()) return self.report_hit(id, report);
+            const HashView view(hashes, "hashes");
+            report.blocks = view.span();
+            const nb::gil_scoped_release release;
+            self.report_hit(id, report);
+          },
+          nb::arg("worker"), nb::arg("overlap_blocks"), nb::arg("num_tokens"), nb::arg("cached_tokens"),
+          nb::arg("hashes") = nb::none(), "What the worker's hit on a request was, beside what was predicted.")
       .def("round_robin", &Router::round_robin)
       .def(
           "reset",

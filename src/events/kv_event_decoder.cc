@@ -99,6 +99,7 @@ class KvEventDecoder::Impl {
     for (std::size_t i = 0; i < blocks_.size(); ++i) {
       NamespaceHash ns = base;
       if (event_.extra_keys && !read_block_namespace(*event_.extra_keys, event_.lora_name, base, ns)) return false;
+      counts_.namespaced_blocks += ns != 0;
       blocks_[i] = {hash_block(tokens.subspan(i * block_size_, block_size_), ns), event_.hashes[i]};
     }
     return true;

@@ -41,6 +41,9 @@ struct alignas(64) Node {
   std::atomic<BlockId> start;         // of the run
   std::atomic<SpaceId> children;      // space of its children
   std::atomic<SpaceId> parent;        // space in which it is a child
+  // When the node was last found or stored, on the tree's clock (tree_limit.cc); stands still without a memory limit.
+  // Readers write it, at most once a node and tick.
+  mutable std::atomic<std::uint32_t> used;
 
   std::atomic<std::uint64_t>* full() { return reinterpret_cast<std::atomic<std::uint64_t>*>(this) + 3; }
   const std::atomic<std::uint64_t>* full() const {
@@ -117,6 +120,7 @@ class NodePool {
   // Ids are kFirst to end() - 1; those of odd version are not in the tree.
   static constexpr NodeId kFirst = 1;
   NodeId end() const { return size_; }
+  std::size_t num_allocated() const { return size_ - kFirst - free_.size(); }
 
  private:
   static constexpr std::size_t kMaxNodes = std::size_t{1} << kNodeBits;

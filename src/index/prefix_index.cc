@@ -10,13 +10,14 @@ namespace kvrouter {
 
 class PrefixIndex::Impl {
  public:
-  explicit Impl(std::size_t num_workers) : tree(num_workers) {}
+  Impl(std::size_t num_workers, std::size_t memory_limit) : tree(num_workers, memory_limit) {}
 
   std::mutex writers;
   Tree tree;
 };
 
-PrefixIndex::PrefixIndex(std::size_t num_workers) : impl_(std::make_unique<Impl>(num_workers)) {
+PrefixIndex::PrefixIndex(std::size_t num_workers, std::size_t memory_limit)
+    : impl_(std::make_unique<Impl>(num_workers, memory_limit)) {
   assert(num_workers > 0);
 }
 PrefixIndex::~PrefixIndex() = default;

@@ -51,7 +51,8 @@ void RunStore::remove_free(std::uint32_t unit) {
   if (behind != kNone) previous(behind) = before;
 }
 
-void RunStore::add_free(std::uint32_t unit, std::uint32_t units) {
+void RunStore::give_back(std::uint32_t unit, std::uint32_t units) {
+  used_units_ -= units;
   const std::uint32_t begin_of_chunk = unit / kChunkUnits * kChunkUnits;
   const std::uint32_t end_of_chunk = begin_of_chunk + kChunkUnits;
   if (unit > begin_of_chunk && users_[unit - 1] == 0) {
@@ -71,6 +72,7 @@ void RunStore::add_free(std::uint32_t unit, std::uint32_t units) {
 // The first `units` of a free extent become used; the rest stays free.
 void RunStore::take(std::uint32_t unit, std::uint32_t extent_units, std::uint32_t units) {
   remove_free(unit);
+  used_units_ += units;
   std::fill_n(&users_[unit], units, std::uint8_t{1});
   if (extent_units > units) insert_free(unit + units, extent_units - units);
 }
@@ -122,11 +124,11 @@ void RunStore::release(BlockId begin, BlockId end) {
     if (--users_[unit] == 0) {
       if (first_free == kNone) first_free = unit;
     } else if (first_free != kNone) {
-      add_free(first_free, unit - first_free);
+      give_back(first_free, unit - first_free);
       first_free = kNone;
     }
   }
-  if (first_free != kNone) add_free(first_free, last - first_free);
+  if (first_free != kNone) give_back(first_free, last - first_free);
 }
 
 }  // namespace kvrouter

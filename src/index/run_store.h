@@ -36,6 +36,10 @@ class RunStore {
   // Gives up [begin, end) of a run, where `begin` is the run's first block or begins a unit.
   void release(BlockId begin, BlockId end);
 
+  // Blocks in units that are in use, and the bytes that each takes here.
+  std::size_t used_blocks() const { return std::size_t{used_units_} * kUnit; }
+  static constexpr double kBytesPerBlock = 20.75;
+
   static std::uint32_t round_up(std::uint32_t blocks) { return (blocks + kUnit - 1) / kUnit * kUnit; }
 
   std::atomic<LocalHash>* locals(BlockId block) const { return local_.data() + block; }
@@ -58,7 +62,7 @@ class RunStore {
   std::uint32_t& next(std::uint32_t unit) { return node_[unit * kUnit + 1]; }
 
   static std::uint32_t bin_of(std::uint32_t units);
-  void add_free(std::uint32_t unit, std::uint32_t units);     // joins neighbours
+  void give_back(std::uint32_t unit, std::uint32_t units);    // joins neighbours
   void insert_free(std::uint32_t unit, std::uint32_t units);  // as it is
   void remove_free(std::uint32_t unit);
   void take(std::uint32_t unit, std::uint32_t extent_units, std::uint32_t units);
@@ -71,6 +75,7 @@ class RunStore {
   Arena<std::uint8_t> users_{kMaxUnits};             // of each unit; 0: free
   Arena<std::uint16_t> extent_{kMaxUnits};           // at both ends of a free extent: its length in units
   alignas(kCacheLine) std::uint32_t num_units_ = 0;  // not beside what readers read
+  std::uint32_t used_units_ = 0;
   std::array<std::uint32_t, kBins> bins_ = [] {
     std::array<std::uint32_t, kBins> bins{};
     bins.fill(kNone);

@@ -25,7 +25,8 @@ namespace kvrouter {
 
 class Tree {
  public:
-  explicit Tree(std::size_t num_workers);
+  // memory_limit: bytes; 0: none.
+  Tree(std::size_t num_workers, std::size_t memory_limit);
 
   // As in PrefixIndex; one caller at a time.
   void store(WorkerId worker, std::optional<EngineHash> parent, std::span<const StoredBlock> blocks);
@@ -39,6 +40,8 @@ class Tree {
   const Node* node(NodeId id) const { return nodes_.node(id); }
   const std::atomic<LocalHash>* run(BlockId start) const { return runs_.locals(start); }
   std::size_t num_workers() const { return num_workers_; }
+  // What the clock of Node::used says.
+  std::uint32_t now() const { return now_.load(std::memory_order_relaxed); }
   std::size_t held_blocks(WorkerId worker) const { return held_[worker].load(std::memory_order_relaxed); }
 
  private:
@@ -103,8 +106,18 @@ class Tree {
   void take_out(NodeId node);
   SpaceId allocate_space(NodeId owner);
 
+  // --- the memory limit (tree_limit.cc) ---
+  void mark_used(NodeId node) { nodes_.node(node)->used.store(now(), std::memory_order_relaxed); }
+  // After an event of `worker`: counts its names anew, and gives up what is over the limit.
+  void keep_limit(WorkerId worker);
+  void count_names(WorkerId worker);
+  std::size_t memory() const;
+  NodeId least_valuable_leaf();
+  void give_up(NodeId leaf);
+
   std::size_t num_workers_;
   NodeLayout layout_;
+  std::atomic<std::uint32_t> now_{0};
   RunStore runs_;
   NameTable names_{runs_};
   NodePool nodes_;
@@ -119,6 +132,14 @@ class Tree {
   std::uint64_t unknown_removals_ = 0;
 
   std::uint64_t contradictions_ = 0;
+
+  std::size_t memory_limit_;           // bytes; 0: none
+  std::size_t max_orphans_;            // of a worker
+  std::size_t names_bytes_ = 0;        // of all workers_
+  std::size_t stored_since_tick_ = 0;  // blocks
+  std::uint64_t given_up_ = 0;         // blocks
+  std::uint64_t random_ = 1;
+  NodeId hand_ = 0;
 
   // Working memory of one event.
   std::vector<Change> changes_;

@@ -142,6 +142,7 @@ void Tree::publish_losses(WorkerId worker) {
 
 void Tree::clear(WorkerId worker) {
   workers_[worker].clear();
+  count_names(worker);
   if (held_blocks(worker) == 0) return;
   changes_.clear();
   for (NodeId node = NodePool::kFirst; node < nodes_.end(); ++node) {

@@ -72,7 +72,7 @@ void Tree::forget_names(BlockId begin, BlockId end) {
 }
 
 void Tree::add_orphan(WorkerNames& names, EngineHash parent, StoredBlock block) {
-  if (names.orphans.size() >= PrefixIndex::kMaxOrphansPerWorker) {
+  if (names.orphans.size() >= max_orphans_) {
     ++orphans_dropped_;
   } else {
     names.orphans.add(parent, block);
@@ -100,6 +100,7 @@ void Tree::remove(WorkerId worker, std::span<const EngineHash> engine_hashes) {
     }
   }
   lose_blocks(worker, lost_);
+  keep_limit(worker);  // splits have made nodes
 }
 
 void Tree::add_to(PrefixIndexStats& stats) const {
@@ -111,6 +112,8 @@ void Tree::add_to(PrefixIndexStats& stats) const {
   stats.orphans_dropped += orphans_dropped_;
   stats.unknown_removals += unknown_removals_;
   stats.contradictions += contradictions_;
+  stats.memory_bytes += memory();
+  stats.given_up_blocks += given_up_;
 }
 
 }  // namespace kvrouter

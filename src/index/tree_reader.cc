@@ -99,6 +99,7 @@ class Walk {
     std::fill(alive_.begin(), alive_.end(), ~std::uint64_t{0});
     depth_ = 0;
     const std::uint32_t generation = tree_.edges().generation();
+    const std::uint32_t now = tree_.now();
     SpaceId space = kRootSpace;
     std::uint64_t place = blocks_.empty() ? 0 : tree_.edges().place(space, blocks_[0]);
     bool goes_on = true;
@@ -110,6 +111,7 @@ class Walk {
       if (version % 2 != 0) return false;
       if (node->parent.load(kAcquire) != space) return false;
       visits_.add(node, version);
+      if (node->used.load(std::memory_order_relaxed) != now) node->used.store(now, std::memory_order_relaxed);
       const std::size_t length = node->length.load(kAcquire);
       // Not the edge's, which may be of another node that had this number before.
       const std::atomic<LocalHash>* run = tree_.run(node->start.load(kAcquire));

@@ -8,13 +8,27 @@
 #include "index/tree.h"
 
 namespace kvrouter {
+namespace {
 
-Tree::Tree(std::size_t num_workers)
+// Orphans, which no request is matched to, get a sixteenth of limited memory.
+std::size_t max_orphans(std::size_t num_workers, std::size_t memory_limit) {
+  constexpr std::size_t kMost = PrefixIndex::kMaxOrphansPerWorker;
+  if (memory_limit == 0) return kMost;
+  return std::min(kMost, memory_limit / 16 / num_workers / WorkerNames::kOrphanBytes);
+}
+
+}  // namespace
+
+Tree::Tree(std::size_t num_workers, std::size_t memory_limit)
     : num_workers_(num_workers),
       layout_(num_workers),
       nodes_(layout_),
       workers_(num_workers),
-      held_(std::make_unique<std::atomic<std::size_t>[]>(num_workers)) {}
+      held_(std::make_unique<std::atomic<std::size_t>[]>(num_workers)),
+      memory_limit_(memory_limit),
+      max_orphans_(max_orphans(num_workers, memory_limit)) {
+  if (memory_limit > 0) now_ = 1;
+}
 
 SpaceId Tree::allocate_space(NodeId owner) {
   if (!free_spaces_.empty()) {
@@ -64,6 +78,7 @@ NodeId Tree::split(NodeId node, std::uint32_t at) {
   b->children.store(children, std::memory_order_relaxed);
   nodes_.info(second) = {whole.start + at, whole.capacity - at, whole.num_children, whole.depth + at, 0, 0};
   copy_coverage(node, at, whole_length, second);
+  for (Node* half : {a, b}) half->used.store(old->used.load(std::memory_order_relaxed), std::memory_order_relaxed);
   space_owner_[children] = second;
 
   std::fill_n(&runs_.node(whole.start), at, first);

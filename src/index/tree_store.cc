@@ -18,10 +18,12 @@ void Tree::store(WorkerId worker, std::optional<EngineHash> parent, std::span<co
   for (int attempt = 0; attempt < 2; ++attempt) {
     contradicted_ = false;
     try_store(worker, parent, blocks);
-    if (!contradicted_) return;
+    if (!contradicted_) break;
     ++contradictions_;
     clear(worker);  // a chain that contradicts itself on its own is left out in the end
   }
+  stored_since_tick_ += blocks.size();
+  keep_limit(worker);
 }
 
 void Tree::try_store(WorkerId worker, std::optional<EngineHash> parent, std::span<const StoredBlock> blocks) {
@@ -65,6 +67,7 @@ void Tree::store_chain(WorkerId worker, Cursor at, std::span<const StoredBlock> 
       const Edge edge = edges_.find(space, blocks[0].local);
       if (!edge) break;
       at = {false, edge.node, 0};
+      if (memory_limit_ > 0) mark_used(at.node);
     }
     blocks = blocks.subspan(follow_run(worker, at, blocks));
     const bool parts = at.used < length(at.node) && !blocks.empty();
@@ -85,6 +88,7 @@ void Tree::store_chain(WorkerId worker, Cursor at, std::span<const StoredBlock> 
     }
     if (extended > 0) {
       nodes_.node(at.node)->length.store(at.used + static_cast<std::uint32_t>(extended), std::memory_order_release);
+      mark_used(at.node);
       bump_version(at.node);
       num_blocks_ += extended;
       held_[worker].fetch_add(extended, std::memory_order_relaxed);
@@ -148,6 +152,7 @@ void Tree::append_nodes(WorkerId worker, const Cursor& at, std::span<const Store
     node->start.store(info.start, std::memory_order_relaxed);
     node->parent.store(parent, std::memory_order_relaxed);
     node->children.store(space, std::memory_order_relaxed);
+    mark_used(id);
     if (!hidden_) {
       node->full()[worker / 64].store(std::uint64_t{1} << (worker % 64), std::memory_order_relaxed);
       info.num_full = 1;

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "index/flat_map.h"
 #include "index/orphans.h"
@@ -17,6 +18,7 @@ namespace kvrouter {
 
 struct WorkerNames {
   struct Use {
+    EngineHash aliases_xor;  // of their names: the name itself where there is one, as there mostly is
     std::uint32_t aliases;
     bool common;
   };
@@ -29,7 +31,9 @@ struct WorkerNames {
   // The worker calls `block` by `name` too.  `held`: it held the block before by the common name alone.
   void add_alias(EngineHash name, BlockId block, bool held) {
     aliases.insert(name, block);
-    ++uses.insert(block, Use{0, held}).first->aliases;
+    Use* use = uses.insert(block, Use{0, 0, held}).first;
+    use->aliases_xor ^= name;
+    ++use->aliases;
   }
   // Whether the worker holds a block, that it does hold, by the block's common name.
   bool by_common_name(BlockId block) const {
@@ -44,6 +48,7 @@ struct WorkerNames {
   bool drop_alias(EngineHash name, BlockId block) {
     aliases.erase(name);
     Use* use = uses.find(block);
+    use->aliases_xor ^= name;
     if (--use->aliases > 0) return false;
     const bool last = !use->common;
     uses.erase(block);
@@ -55,6 +60,32 @@ struct WorkerNames {
     use->common = false;
     return false;
   }
+
+  // The worker has no name any more for the blocks [begin, end).
+  void drop_blocks(BlockId begin, BlockId end) {
+    bool all_found = true;
+    for (BlockId block = begin; block < end; ++block) {
+      const Use* use = uses.find(block);
+      if (!use) continue;
+      if (use->aliases == 1) {
+        aliases.erase(use->aliases_xor);
+      } else {
+        all_found = false;
+      }
+      uses.erase(block);
+    }
+    if (all_found) return;
+    std::vector<EngineHash> rest;
+    aliases.for_each([&](EngineHash name, BlockId block) {
+      if (block >= begin && block < end) rest.push_back(name);
+    });
+    for (const EngineHash name : rest) aliases.erase(name);
+  }
+
+  // About what they take, in bytes; a FlatMap is two thirds full on average.
+  std::size_t bytes() const { return aliases.size() * 36 + uses.size() * 48 + orphans.size() * kOrphanBytes; }
+  static constexpr std::size_t kOrphanBytes = 160;
+  std::size_t counted_bytes = 0;  // what the tree's sum has of it
 
   void clear() {
     aliases.clear();

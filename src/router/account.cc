@@ -80,6 +80,11 @@ bool Account::complete(Ticket ticket, const Completion& completion) {
   return in_flight_.complete(clock_(), ticket, completion);
 }
 
+AccountStatus Account::status() {
+  const std::lock_guard guard(mutex_);
+  return {in_flight_.size(), in_flight_.dropped(), routed_.ended_early()};
+}
+
 void Account::forget_prefixes() {
   const std::lock_guard guard(mutex_);
   routed_.reset(num_workers_);

@@ -10,6 +10,7 @@
 
 #include "kvrouter/policy.h"
 #include "kvrouter/prefix_index.h"
+#include "kvrouter/router.h"
 #include "kvrouter/worker_load.h"
 #include "router/in_flight.h"
 #include "router/routed_prefixes.h"
@@ -36,6 +37,7 @@ class Account {
   // Feedback, under a lock of its own accord.
   bool first_token(Ticket ticket);
   bool complete(Ticket ticket, const Completion& completion);
+  AccountStatus status();
   // Caches were emptied: nothing is on its way any more.
   void forget_prefixes();
 

@@ -37,6 +37,10 @@ void InFlight::drain(double now, WorkerAccount& account) {
 Ticket InFlight::add(double now, const Sent& sent) {
   WorkerAccount& account = workers_[sent.worker];
   drain(now, account);
+  if (size_ >= kMost && account.first != kNone) {
+    remove(account.first);
+    ++dropped_;
+  }
   if (account.prefilling == 0) {  // idle until now
     account.known_done = account.done_prefill = account.sent_prefill;
     account.known_at = now;

@@ -24,6 +24,8 @@ namespace kvrouter {
 class InFlight {
  public:
   static constexpr double kExpiry = 900;  // seconds
+  // Beyond so many requests in flight, the oldest of the worker that gets another is taken for done, and counted.
+  static constexpr std::size_t kMost = 1 << 20;
   // A load message may be this old, in seconds, while nobody reports completions.
   static constexpr double kMessageAge = 0.5;
   // Seconds of prefill a token before anything is learnt: an 8B model on an A100 (docs/policies.md).
@@ -53,6 +55,7 @@ class InFlight {
   double expected_output(std::uint64_t prompt) const;
 
   std::size_t size() const { return size_; }
+  std::uint64_t dropped() const { return dropped_; }  // at kMost
 
  private:
   using Index = std::uint32_t;
@@ -99,6 +102,7 @@ class InFlight {
   std::vector<Entry> entries_;
   Index free_ = kNone;
   std::size_t size_ = 0;
+  std::uint64_t dropped_ = 0;
   std::vector<WorkerAccount> workers_;
   double fleet_seconds_per_token_ = 0;
   double last_completion_ = -1e18;

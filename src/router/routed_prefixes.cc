@@ -62,6 +62,11 @@ bool RoutedPrefixes::contains(const Generation& generation, PrefixHash key, Work
 }
 
 void RoutedPrefixes::add(std::span<const PrefixHash> prefixes, WorkerId worker) {
+  // Before anything is added: a generation has all of a request's prefixes, or none.
+  if (current_.size > 0 && 2 * (current_.size + num_kept(prefixes.size()) + 1) > kMaxSlots) {
+    next_generation();
+    ++ended_early_;
+  }
   // From the longest: where a prefix is known, the shorter ones are.  A sibling costs one probe.
   for (std::size_t i = num_kept(prefixes.size()); i-- > 0;) {
     const PrefixHash prefix = prefixes[kept_depth(i) - 1];

@@ -26,6 +26,8 @@ class RoutedPrefixes {
  public:
   static constexpr std::size_t kEveryBlock = 32;
   static constexpr std::size_t kStride = 8;
+  // Slots of a generation, half of which are used.  One that is full ends early, and is counted.
+  static constexpr std::size_t kMaxSlots = 1 << 20;
 
   explicit RoutedPrefixes(std::size_t num_workers = 1) { reset(num_workers); }
 
@@ -38,6 +40,8 @@ class RoutedPrefixes {
   void add(std::span<const PrefixHash> prefixes, WorkerId worker);
   // depth[w] becomes the number of leading prefixes that were sent to worker w, where that is more.
   void raise(std::span<const PrefixHash> prefixes, std::span<std::uint32_t> depth);
+
+  std::uint64_t ended_early() const { return ended_early_; }
 
  private:
   // An open-addressing table from prefix to a set of workers.  Slots of another epoch are empty.
@@ -73,6 +77,7 @@ class RoutedPrefixes {
   std::size_t words_ = 1;
   Generation current_, previous_;
   std::vector<std::uint64_t> scratch_;
+  std::uint64_t ended_early_ = 0;
 };
 
 }  // namespace kvrouter

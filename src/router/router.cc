@@ -14,6 +14,7 @@
 #include "router/fenced_sink.h"
 #include "router/latency_histogram.h"
 #include "router/notices.h"
+#include "router/self_check.h"
 
 namespace kvrouter {
 namespace {
@@ -47,6 +48,11 @@ std::string join(const std::vector<std::string>& names) {
 void validate(const RouterOptions& options) {
   if (options.workers.empty()) throw std::invalid_argument("num_workers must be at least 1, got 0");
   if (options.block_size == 0) throw std::invalid_argument("block_size must be at least 1, got 0");
+  if (options.index_memory_limit > 0 && options.index_memory_limit < RouterOptions::kMinIndexMemory) {
+    throw std::invalid_argument("index_memory_limit must be 0 (none) or at least " +
+                                std::to_string(RouterOptions::kMinIndexMemory) + " bytes, got " +
+                                std::to_string(options.index_memory_limit));
+  }
   for (const WorkerEndpoints& worker : options.workers) validate_worker_url(worker.http);
 }
 
@@ -75,7 +81,7 @@ class Router::Impl {
         policy_(make_policy(options_.policy)),
         round_robin_(make_policy("round_robin")),
         random_(options_.seed),
-        index_(options_.workers.size()),
+        index_(options_.workers.size(), options_.index_memory_limit),
         loads_(options_.workers.size()),
         decisions_(std::make_unique<std::atomic<std::uint64_t>[]>(options_.workers.size())),
         disabled_(std::make_unique<std::atomic<bool>[]>(options_.workers.size())) {
@@ -206,8 +212,21 @@ class Router::Impl {
       options_.workers[worker] = std::move(endpoints);
     }
     loads_.update(worker, {});
+    check_.forget(worker);
     reset(worker, Reset::kNow);
   }
+
+  void report_hit(WorkerId worker, const HitReport& report) {
+    std::optional<std::uint32_t> known_now;
+    if (!report.blocks.empty()) {
+      std::vector<std::uint32_t>& overlap = scratch().overlap;
+      overlap.resize(options_.workers.size());
+      index_.find_matches(report.blocks, overlap);
+      known_now = overlap[worker];
+    }
+    check_.report(worker, report, known_now);
+  }
+  void report_hits(WorkerId worker, const HitTotals& totals) { check_.report(worker, totals); }
 
   void reset(std::optional<WorkerId> worker, Reset kind) {
     const WorkerId first = worker.value_or(0);
@@ -233,6 +252,8 @@ class Router::Impl {
       status.decision_counts[i] = latency_.count_up_to(kDecisionBounds[i] * 1e9);
     }
     status.index = index_.stats();
+    status.notices_dropped = notices_.dropped();
+    if (account_) status.account = account_->status();
     status.workers.resize(options_.workers.size());
     for (WorkerId w = 0; w < status.workers.size(); ++w) {
       WorkerStatus& worker = status.workers[w];
@@ -241,6 +262,7 @@ class Router::Impl {
       worker.load = loads_.get(w);
       worker.cached_blocks = index_.held_blocks(w);
       worker.decisions = decisions_[w].load(std::memory_order_relaxed);
+      worker.hits = check_.status(w);
       status.decisions += worker.decisions;
     }
     return status;
@@ -251,6 +273,14 @@ class Router::Impl {
   LoadTable& loads() { return loads_; }
 
  private:
+  HitEvidence evidence(WorkerId worker) const {
+    const PrefixIndexStats stats = index_.stats();
+    WorkerStatus status;
+    const std::shared_lock lock(connections_mutex_);
+    if (connections_) connections_->describe(worker, status);
+    return {status.events, status.gaps + status.restarts, stats.orphans, stats.given_up_blocks};
+  }
+
   Choice choose_by_policy(const RouteQuery& query, Decision* explain) {
     const auto [blocks, num_tokens, eligible] = query;
     Scratch& s = scratch();
@@ -334,6 +364,7 @@ class Router::Impl {
   LoadTable loads_;
   std::unique_ptr<Account> account_;  // null where the policy uses none
   Notices notices_;
+  SelfCheck check_{options_.workers.size(), options_.block_size, notices_, [this](WorkerId w) { return evidence(w); }};
   LatencyHistogram latency_;
   std::unique_ptr<std::atomic<std::uint64_t>[]> decisions_;
   std::atomic<std::uint64_t> fallbacks_{0};
@@ -402,6 +433,12 @@ bool Router::first_token(Ticket ticket) {
 }
 bool Router::complete(Ticket ticket, const Completion& completion) {
   return impl_->complete(ticket, completion);
+}
+void Router::report_hit(WorkerId worker, const HitReport& report) {
+  impl_->report_hit(worker, report);
+}
+void Router::report_hits(WorkerId worker, const HitTotals& totals) {
+  impl_->report_hits(worker, totals);
 }
 void Router::set_worker(WorkerId worker, WorkerEndpoints endpoints) {
   impl_->set_worker(worker, std::move(endpoints));

@@ -12,6 +12,8 @@ constexpr std::string_view kJson = "application/json";
 constexpr std::string_view kRetryAfter = "1";
 // Longer answers of known length are passed on as they come, too.
 constexpr std::uint64_t kMaxCollected = 1024 * 1024;
+// Of a stream's end: its usage is in there.
+constexpr std::size_t kUsageBytes = 2048;
 
 double seconds_since(Exchange::Clock::time_point begin) {
   return std::chrono::duration<double>(Exchange::Clock::now() - begin).count();
@@ -23,12 +25,11 @@ Fleet::Outcome outcome_of(unsigned status) {
   return status == 500 ? Fleet::Outcome::kError : Fleet::Outcome::kFailure;
 }
 
-// The last "completion_tokens" of an answer; -1 if it has none.
-std::int64_t completion_tokens(std::string_view body) {
-  constexpr std::string_view kKey = "\"completion_tokens\":";
-  std::size_t at = body.rfind(kKey);
+// The last count of this name in an answer; -1 if it has none.
+std::int64_t last_count(std::string_view body, std::string_view key) {
+  std::size_t at = body.rfind(key);
   if (at == std::string_view::npos) return -1;
-  at += kKey.size();
+  at += key.size();
   while (at < body.size() && body[at] == ' ') ++at;
   std::int64_t count = -1;
   const auto [end, error] = std::from_chars(body.data() + at, body.data() + body.size(), count);
@@ -149,6 +150,12 @@ void Exchange::send_to(WorkerId id) {
     const std::uint64_t hit = std::uint64_t{decision_.choice.overlap_blocks} * gateway_.router_.block_size();
     for (auto* counts : {&worker.routed_tokens, &gateway_.counters_.routed_tokens}) *counts += tokens_->size();
     for (auto* counts : {&worker.predicted_hit_tokens, &gateway_.counters_.predicted_hit_tokens}) *counts += hit;
+    ++worker.expected.requests;
+    worker.expected.prompt_tokens += tokens_->size();
+    if (!tokens_->empty()) {  // the last token of a prompt is always computed
+      const std::size_t block_size = gateway_.router_.block_size();
+      worker.expected.predicted_tokens += std::min<std::uint64_t>(hit, (tokens_->size() - 1) / block_size * block_size);
+    }
   }
   gateway_.fleet_.begin_request(id);
   auto self = shared_from_this();
@@ -192,6 +199,8 @@ void Exchange::on_data(std::string_view data) {
   if (event_stream_) {
     for (std::size_t at = data.find("data:"); at != std::string_view::npos; at = data.find("data:", at + 5)) ++events_;
     at_event_end_ = data.ends_with("\n\n") || data.ends_with("\r\n\r\n");
+    last_events_.append(data.substr(data.size() - std::min(data.size(), kUsageBytes)));
+    if (last_events_.size() > 2 * kUsageBytes) last_events_.erase(0, last_events_.size() - kUsageBytes);
     if (record_.bytes == data.size()) gateway_.router_.first_token(decision_.choice.ticket);
   }
   reply_->write(std::string(data));
@@ -202,8 +211,10 @@ void Exchange::on_end(const std::string& error) {
   call_ = nullptr;
   if (attempt_ == Attempt::kWaiting) return retry_or_fail(Fleet::Outcome::kFailure);
   if (error.empty()) {
-    const std::int64_t tokens = streamed_ ? std::max<std::int64_t>(events_ - 1, 0) : completion_tokens(collected_);
+    const std::int64_t tokens =
+        streamed_ ? std::max<std::int64_t>(events_ - 1, 0) : last_count(collected_, "\"completion_tokens\":");
     gateway_.router_.complete(decision_.choice.ticket, {tokens, 0});
+    report_hit();
     end_attempt(outcome_of(status_));
     streamed_ ? reply_->end() : reply_->send(status_, content_type_, std::move(collected_));
     return finish(status_);
@@ -219,6 +230,19 @@ void Exchange::on_end(const std::string& error) {
     reply->end();
   }  // else the reply is dropped, which cuts the connection: its length tells the client that the answer is not whole
   finish(502);
+}
+
+// Workers tell what they found in their caches when they run with --enable-prompt-tokens-details (in streams: where the
+// client asks for usage).  Text of the model that looks like it cannot be: its quotes are escaped.
+void Exchange::report_hit() {
+  if (!tokens_ || tokens_->empty()) return;
+  const std::string_view answer = streamed_ ? last_events_ : collected_;
+  const std::int64_t cached = last_count(answer, "\"cached_tokens\":");
+  // Of a list of prompts the first alone was predicted for.
+  if (cached < 0 || last_count(answer, "\"prompt_tokens\":") != static_cast<std::int64_t>(tokens_->size())) return;
+  ++gateway_.fleet_.worker(*worker_).hit_reports;
+  gateway_.router_.report_hit(
+      *worker_, {decision_.choice.overlap_blocks, tokens_->size(), static_cast<std::size_t>(cached), hashes_});
 }
 
 void Exchange::retry_or_fail(Fleet::Outcome outcome) {

@@ -37,6 +37,7 @@ class Exchange : public std::enable_shared_from_this<Exchange> {
   void on_data(std::string_view data);
   void on_end(const std::string& error);
   void on_client_gone();
+  void report_hit();
   void retry_or_fail(Fleet::Outcome outcome);
   void cancel_calls();
   void end_attempt(Fleet::Outcome outcome);
@@ -63,6 +64,7 @@ class Exchange : public std::enable_shared_from_this<Exchange> {
   std::string collected_;  // of an answer with a known, small length
   bool streamed_ = false, event_stream_ = false, at_event_end_ = true;
   std::int64_t events_ = 0;
+  std::string last_events_;  // the end of a stream
 
   boost::asio::steady_timer queue_timer_;
   std::optional<std::list<Exchange*>::iterator> queued_;

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <stdexcept>
+#include <utility>
 
 #include "server/worker_details.h"
 
@@ -270,8 +272,29 @@ void Fleet::probe_details(WorkerId worker) {
           entry.block_size = counters.block_size;
           entry.cache_queries = counters.cache_queries;
           entry.cache_hits = counters.cache_hits;
+          check_hits(worker);
         });
   }
+}
+
+// For workers whose answers do not tell their hits: their counters, if all that they count came from here.
+void Fleet::check_hits(WorkerId worker) {
+  constexpr std::uint64_t kRequests = 64;
+  FleetWorker& entry = workers_[worker];
+  FleetWorker::Checked& last = entry.checked;
+  const std::uint64_t requests = entry.expected.requests - last.totals.requests;
+  const bool restarted = entry.cache_queries < last.queries || entry.cache_hits < last.totals.cached_tokens;
+  if (requests < kRequests && !restarted) return;
+  FleetWorker::Checked now{entry.expected, entry.cache_queries, entry.hit_reports};
+  now.totals.cached_tokens = entry.cache_hits;
+  const FleetWorker::Checked before = std::exchange(last, now);
+  if (restarted || now.reports > before.reports) return;
+  const double sent = static_cast<double>(now.totals.prompt_tokens - before.totals.prompt_tokens);
+  const double counted = static_cast<double>(now.queries - before.queries);
+  if (std::abs(sent - counted) > 0.1 * sent) return;
+  router_.report_hits(worker, {requests, now.totals.prompt_tokens - before.totals.prompt_tokens,
+                               now.totals.predicted_tokens - before.totals.predicted_tokens,
+                               now.totals.cached_tokens - before.totals.cached_tokens});
 }
 
 }  // namespace kvrouter

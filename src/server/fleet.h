@@ -72,6 +72,15 @@ struct FleetWorker {
   std::uint64_t requests = 0, errors = 0;
   std::uint64_t cache_queries = 0, cache_hits = 0;  // tokens, the worker's own counters
   std::uint64_t routed_tokens = 0, predicted_hit_tokens = 0;
+  // The router's own sums when its hits were last held against the worker's counters.
+  struct Checked {
+    HitTotals totals;
+    std::uint64_t queries = 0;
+    std::uint64_t reports = 0;  // of hits, request by request
+  };
+  std::uint64_t hit_reports = 0;
+  HitTotals expected;  // of what it was sent; cached_tokens is not used
+  Checked checked;
 };
 
 class Fleet {
@@ -121,6 +130,7 @@ class Fleet {
   void tick();
   void probe_health(WorkerId worker);
   void probe_details(WorkerId worker);
+  void check_hits(WorkerId worker);
   void free_if_done(WorkerId worker);
   bool current(WorkerId worker, std::uint64_t generation) const;
   void changed();

@@ -65,6 +65,17 @@ std::string_view name_of(LoadSource source) {
   return "";
 }
 
+json describe(const HitCheckStatus& hits) {
+  return {{"reports", hits.reports},
+          {"prompt_tokens", hits.prompt_tokens},
+          {"predicted_tokens", hits.predicted_tokens},
+          {"cached_tokens", hits.cached_tokens},
+          {"missing_tokens", hits.missing_tokens},
+          {"surplus_tokens", hits.surplus_tokens},
+          {"episodes", hits.episodes},
+          {"cause", kvrouter::name_of(hits.cause)}};
+}
+
 json describe(WorkerId id, const WorkerStatus& worker) {
   const KvEventCounts& events = worker.events;
   return {{"worker_id", id},
@@ -88,21 +99,32 @@ json describe(WorkerId id, const WorkerStatus& worker) {
           {"missed_batches", worker.missed_batches},
           {"restarts", worker.restarts},
           {"load_messages", worker.load_messages},
-          {"malformed_load_messages", worker.malformed_load_messages}};
+          {"malformed_load_messages", worker.malformed_load_messages},
+          {"hits", describe(worker.hits)}};
 }
 
 json describe(const Router& router) {
   const RouterStatus status = router.status();
   json workers = json::array();
   for (WorkerId w = 0; w < status.workers.size(); ++w) workers.push_back(describe(w, status.workers[w]));
-  return {
-      {"block_size", router.block_size()},
-      {"policy", router.policy()},
-      {"decisions", status.decisions},
-      {"fallbacks", status.fallbacks},
-      {"decision_us", {{"p50", status.decision_p50_us}, {"p99", status.decision_p99_us}}},
-      {"index", {{"blocks", status.index.blocks}, {"pairs", status.index.pairs}, {"orphans", status.index.orphans}}},
-      {"workers", std::move(workers)}};
+  return {{"block_size", router.block_size()},
+          {"policy", router.policy()},
+          {"decisions", status.decisions},
+          {"fallbacks", status.fallbacks},
+          {"decision_us", {{"p50", status.decision_p50_us}, {"p99", status.decision_p99_us}}},
+          {"index",
+           {{"blocks", status.index.blocks},
+            {"pairs", status.index.pairs},
+            {"orphans", status.index.orphans},
+            {"orphans_dropped", status.index.orphans_dropped},
+            {"memory_bytes", status.index.memory_bytes},
+            {"given_up_blocks", status.index.given_up_blocks}}},
+          {"account",
+           {{"requests", status.account.requests},
+            {"dropped_requests", status.account.dropped_requests},
+            {"ended_early", status.account.ended_early}}},
+          {"notices_dropped", status.notices_dropped},
+          {"workers", std::move(workers)}};
 }
 
 ApiAnswer route(Router& router, const std::string& body, bool round_robin) {

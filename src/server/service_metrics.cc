@@ -79,6 +79,12 @@ void add_index(Page& page, const PrefixIndexStats& index) {
   page.single("kvrouter_index_orphans", "gauge", "Blocks whose parent is not known.", number_of(index.orphans));
   page.single("kvrouter_index_contradictions_total", "counter", "Events that contradicted what a worker said before.",
               number_of(index.contradictions));
+  page.single("kvrouter_index_memory_bytes", "gauge", "Memory in use by the prefix index.",
+              number_of(index.memory_bytes));
+  page.single("kvrouter_index_given_up_blocks_total", "counter", "Blocks given up to stay below index_memory_limit.",
+              number_of(index.given_up_blocks));
+  page.single("kvrouter_index_orphans_dropped_total", "counter", "Blocks of unknown place beyond the limit of orphans.",
+              number_of(index.orphans_dropped));
 }
 
 void add_gateway(Page& page, const Gateway& gateway, const Tokenizer& tokenizer) {
@@ -164,6 +170,14 @@ void add_workers(Page& page, const RouterStatus& status, const Fleet& fleet) {
       [](F f, S) { return number_of(f.predicted_hit_tokens); });
   add("kvrouter_worker_prefix_cache_queries_total", "counter", "Tokens looked up in its prefix cache, as it counts.",
       [](F f, S) { return number_of(f.cache_queries); });
+  add("kvrouter_worker_hit_reports_total", "counter", "Requests of which it told how much it found in its cache.",
+      [](F, S s) { return number_of(s.hits.reports); });
+  add("kvrouter_worker_hit_missing_tokens_total", "counter", "Of these, tokens predicted and not found.",
+      [](F, S s) { return number_of(s.hits.missing_tokens); });
+  add("kvrouter_worker_hit_surplus_tokens_total", "counter", "Of these, tokens found and not predicted.",
+      [](F, S s) { return number_of(s.hits.surplus_tokens); });
+  add("kvrouter_worker_hits_diverge", "gauge", "1: it hits its cache otherwise than predicted; the log says why.",
+      [](F, S s) { return s.hits.cause == HitCause::kNone ? 0 : 1; });
   add("kvrouter_worker_prefix_cache_hits_total", "counter", "Of these, found: the actual hits.",
       [](F f, S) { return number_of(f.cache_hits); });
 }
@@ -178,6 +192,14 @@ std::string service_metrics(const Router& router, const Fleet& fleet, const Gate
   add_index(page, status.index);
   add_gateway(page, gateway, tokenizer);
   add_workers(page, status, fleet);
+  page.single("kvrouter_account_requests", "gauge", "Requests in flight by the router's own account.",
+              number_of(status.account.requests));
+  page.single("kvrouter_account_dropped_requests_total", "counter", "Of these, taken for done as there were too many.",
+              number_of(status.account.dropped_requests));
+  page.single("kvrouter_account_ended_early_total", "counter",
+              "Times that prefixes on their way were too many to keep.", number_of(status.account.ended_early));
+  page.single("kvrouter_notices_dropped_total", "counter", "Log lines dropped as nobody read them in time.",
+              number_of(status.notices_dropped));
   page.single("process_resident_memory_bytes", "gauge", "Resident memory.", resident_bytes());
   return page.take();
 }

@@ -16,7 +16,7 @@ from pathlib import Path
 
 def workers_file(data: bytes, folder: Path) -> None:
     """``kvrouter serve --workers-file FILE``; its text also as a ``--worker``."""
-    from kvrouter.serve import WorkerSpec, read_workers_file
+    from kvrouter.worker_spec import WorkerSpec, read_workers_file
 
     path = folder / "workers.json"
     path.write_bytes(data)

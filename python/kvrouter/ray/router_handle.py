@@ -90,6 +90,7 @@ class RouterHandle:
             worker_addresses=[address.host for address in addresses],
             worker_ports=[address.kv_events_port for address in addresses],
             policy="round_robin" if mode == "round_robin" else config.get("policy", "linear"),
+            index_memory_limit=config.get("index_memory_limit", 0),
         )
         api.router.start(self._enable_kv_indexer)
         if not api.router.wait_until_connected(CONNECT_S):

@@ -199,5 +199,17 @@ RC_GTEST_PROP(InFlight, AgreesWithAListOfRequests, ()) {
   }
 }
 
+TEST(InFlight, BeyondTheMost_TheWorkersOldestIsTakenForDone) {
+  InFlight in_flight(2);
+  const Ticket first = in_flight.add(0, sent(0, 10, 10));
+  for (std::size_t i = 1; i < InFlight::kMost; ++i) in_flight.add(0, sent(0, 10, 10));
+  EXPECT_EQ(in_flight.dropped(), 0u);
+  const Ticket last = in_flight.add(0, sent(0, 10, 10));
+  EXPECT_EQ(in_flight.size(), InFlight::kMost);
+  EXPECT_EQ(in_flight.dropped(), 1u);
+  EXPECT_FALSE(in_flight.complete(0, first, {}));
+  EXPECT_TRUE(in_flight.complete(0, last, {}));
+}
+
 }  // namespace
 }  // namespace kvrouter

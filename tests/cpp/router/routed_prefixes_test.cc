@@ -85,5 +85,29 @@ TEST(HashPrefixes, DependsOnAllBlocksUpToThere) {
   EXPECT_NE(prefixes_of({0})[0], prefixes_of({0, 0})[1]);
 }
 
+TEST(RoutedPrefixes, TooManyOfThem_EndTheirGenerationEarly) {
+  RoutedPrefixes routed(1);
+  std::vector<std::uint32_t> depth(1);
+  constexpr std::size_t kLength = 16;
+  const auto prompt = [](std::uint64_t number) {
+    std::vector<PrefixHash> prefixes(kLength);
+    for (std::size_t i = 0; i < kLength; ++i) prefixes[i] = (number * kLength + i + 1) * 0x9E3779B97F4A7C15ull;
+    return prefixes;
+  };
+  std::uint64_t number = 0;
+  for (; routed.ended_early() < 2; ++number) {
+    routed.add(prompt(number), 0);
+    ASSERT_LE(number * kLength, RoutedPrefixes::kMaxSlots + 2 * kLength);
+  }
+  const auto depth_of = [&](std::uint64_t n) {
+    depth[0] = 0;
+    routed.raise(prompt(n), depth);
+    return depth[0];
+  };
+  EXPECT_EQ(depth_of(number - 1), kLength);
+  EXPECT_EQ(depth_of(number - 2), kLength);  // of the generation before
+  EXPECT_EQ(depth_of(0), 0u);
+}
+
 }  // namespace
 }  // namespace kvrouter
