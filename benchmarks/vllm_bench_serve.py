@@ -94,6 +94,7 @@ def run(url: str, fleet: WorkerFleet, tiny: TinyModel, result: Path, args: argpa
         f"--request-rate={args.request_rate}",
         "--ignore-eos",
         "--save-result",
+        "--save-detailed",
         f"--result-dir={result.parent}",
         f"--result-filename={result.name}",
     ]
@@ -130,7 +131,8 @@ def main() -> None:
                     flush=True,
                 )
                 if figures["completed"] != args.num_prompts:
-                    raise SystemExit("not every request was answered")
+                    errors = sorted({error for error in figures["errors"] if error})
+                    raise SystemExit("not every request was answered: " + "; ".join(errors))
 
 
 if __name__ == "__main__":

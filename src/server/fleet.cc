@@ -241,7 +241,9 @@ void Fleet::probe_health(WorkerId worker) {
         if (stopped_ || !current(worker, generation)) return;
         FleetWorker& entry = workers_[worker];
         const bool was = entry.healthy;
-        entry.healthy = status == 200;
+        entry.unanswered_probes = status == 0 ? entry.unanswered_probes + 1 : 0;
+        const bool perhaps_late = status == 0 && entry.unanswered_probes < options_.unanswered_probes;
+        entry.healthy = status == 200 || (was && perhaps_late);
         entry.health_error = status == 200 ? "" : status == 0 ? body : "/health answers " + std::to_string(status);
         if (entry.healthy && (!was || !entry.models_known)) probe_details(worker);
         if (entry.healthy != was) changed();

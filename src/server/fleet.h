@@ -46,6 +46,9 @@ struct ServedModel {
 struct FleetOptions {
   std::chrono::milliseconds health_interval{1000};
   std::chrono::milliseconds health_timeout{2000};
+  // So often in a row /health must go unanswered before a worker counts as down: one that computes on all its cores may
+  // be late.  Another answer than 200 counts at once.
+  unsigned unanswered_probes = 3;
   std::chrono::milliseconds details_interval{5000};  // models and counters
   std::size_t max_concurrency = 256;                 // requests under way at a worker
   std::string ca_file;  // PEM: whom to trust for https workers; empty: the system's authorities
@@ -63,6 +66,7 @@ struct FleetWorker {
   bool present = false;
   bool draining = false;
   bool healthy = false;
+  unsigned unanswered_probes = 0;  // since the last answer
   bool models_known = false;
   std::string health_error = "it has not been asked yet";
   std::vector<ServedModel> models;

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <thread>
 
@@ -16,9 +17,10 @@ namespace {
 using testing::RawClient;
 
 // Answers what the service asks every worker by itself, and hands the rest to the test.
-HttpHandler worker_handler(HttpHandler handler) {
-  return [handler = std::move(handler)](HttpRequest&& request, std::shared_ptr<HttpReply> reply) {
-    if (request.path == "/health") return reply->send(200, "application/json", "");
+HttpHandler worker_handler(HttpHandler handler, HttpHandler health) {
+  return [handler = std::move(handler), health = std::move(health)](HttpRequest&& request,
+                                                                    std::shared_ptr<HttpReply> reply) {
+    if (request.path == "/health") return health(std::move(request), std::move(reply));
     if (request.path == "/metrics")
       return reply->send(200, "text/plain", "vllm:cache_config_info{block_size=\"4\"} 1\n");
     if (request.path == "/v1/models") return reply->send(200, "application/json", R"({"data": [{"id": "m"}]})");
@@ -40,10 +42,11 @@ class ServiceTest : public ::testing::Test {
   void serve(const std::vector<HttpHandler>& handlers) {
     ServiceOptions options;
     options.port = 0;
+    options.fleet = fleet_options_;
     options.fleet.health_interval = std::chrono::milliseconds(20);
     options.fleet.breaker = {100, std::chrono::milliseconds(100)};
     for (const HttpHandler& handler : handlers) {
-      workers_.push_back(std::make_unique<HttpServer>("127.0.0.1", 0, worker_handler(handler)));
+      workers_.push_back(std::make_unique<HttpServer>("127.0.0.1", 0, worker_handler(handler, health())));
       options.workers.push_back({"http://127.0.0.1:" + std::to_string(workers_.back()->port()), "", "", ""});
     }
     service_ = std::make_unique<Service>(router_, options);
@@ -53,6 +56,15 @@ class ServiceTest : public ::testing::Test {
         return worker.at("healthy") == true && !worker.at("models").empty();
       });
     }
+  }
+
+  HttpHandler health() {
+    return [this](HttpRequest&&, std::shared_ptr<HttpReply> reply) {
+      if (!silent_) return reply->send(200, "application/json", "");
+      ++probes_left_open_;
+      const std::lock_guard lock(open_mutex_);
+      open_.push_back(std::move(reply));
+    };
   }
 
   std::string ask(const std::string& request) {
@@ -78,6 +90,11 @@ class ServiceTest : public ::testing::Test {
   }
 
   Router router_;
+  FleetOptions fleet_options_;
+  std::atomic<bool> silent_{false};  // workers leave /health unanswered
+  std::atomic<int> probes_left_open_{0};
+  std::mutex open_mutex_;
+  std::vector<std::shared_ptr<HttpReply>> open_;
   std::vector<std::unique_ptr<HttpServer>> workers_;
   std::unique_ptr<Service> service_;
 };
@@ -95,6 +112,28 @@ TEST_F(ServiceTest, PassesRequestsOn) {
     EXPECT_EQ(testing::body_of(answer), R"({"path": "/v1/completions"})");
   }
   EXPECT_EQ(router_.status().decisions, 20u);
+}
+
+TEST_F(ServiceTest, AWorkerThatIsLateWithItsHealth_IsStillSentTo) {
+  fleet_options_.health_timeout = std::chrono::milliseconds(20);
+  fleet_options_.unanswered_probes = 1'000'000;
+  serve({complete});
+  silent_ = true;
+  wait_for([&] { return probes_left_open_ > 5; });
+  EXPECT_EQ(workers().at(0).at("healthy"), true);
+  EXPECT_EQ(testing::status_of(ask(post("/v1/completions", R"({"prompt": [1]})"))), "HTTP/1.1 200 OK");
+}
+
+TEST_F(ServiceTest, AWorkerThatIsSilentForLong_IsDownUntilItAnswers) {
+  fleet_options_.health_timeout = std::chrono::milliseconds(20);
+  fleet_options_.unanswered_probes = 10;
+  serve({complete});
+  silent_ = true;
+  wait_for([&] { return workers().at(0).at("healthy") == false; });
+  EXPECT_GE(probes_left_open_, 10);
+  EXPECT_EQ(testing::status_of(ask(get("/ready"))), "HTTP/1.1 503 Service Unavailable");
+  silent_ = false;
+  wait_for([&] { return workers().at(0).at("healthy") == true; });
 }
 
 TEST_F(ServiceTest, StreamsAndBrokenStreams) {
