@@ -49,8 +49,10 @@ def test_too_short_a_run_is_said():
 def test_this_process_can_be_looked_at():
     watched = leaks.Watched("this", os.getpid())
     watched.look()
+    files = watched.kinds()["file"]
     with open(os.devnull) as _:
         watched.look()
+        assert watched.kinds()["file"] == files + 1
     first, second = watched.samples
     assert second.descriptors == first.descriptors + 1
     assert first.memory_mib > 1

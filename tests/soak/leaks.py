@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import statistics
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +39,15 @@ class Watched:
         except (OSError, KeyError):
             raise RuntimeError(f"{self.name} has ended") from None
         self.samples.append(Sample(time.monotonic() - self.started, anonymous, descriptors))
+
+    def kinds(self) -> dict[str, int]:
+        """How many open descriptors of each kind it has now: sockets, eventfds, files."""
+        found: Counter[str] = Counter()
+        for descriptor in (Path("/proc") / str(self.pid) / "fd").iterdir():
+            with contextlib.suppress(OSError):  # closed meanwhile
+                target = os.readlink(descriptor)
+                found["file" if target.startswith("/") else target.split(":[")[0].removeprefix("anon_inode:")] += 1
+        return dict(sorted(found.items()))
 
 
 @dataclass

@@ -144,6 +144,7 @@ def soak(seconds: float, out: Path) -> dict[str, Any]:
         watch(watched, traffic, seconds)
         traffic.end()
         status = json.loads(ask(port, "GET", "/workers")[1])
+        status["descriptor_kinds"] = watched[0].kinds()
     return result(seconds, out, tally, watched, status)
 
 
@@ -182,6 +183,7 @@ def result(seconds: float, out: Path, tally: Tally, watched: list[Watched], stat
         },
         "latency_ms": {"first_third": percentiles(late[:third]), "last_third": percentiles(late[-third:])},
         "index_blocks": status["index"]["blocks"],
+        "descriptor_kinds": status["descriptor_kinds"],
         **{name: asdict(one) for name, one in grown.items()},
         "leaks": leaks,
     }

@@ -159,7 +159,7 @@ def operate(port: int, tally: Tally, stable: Sequence[SimWorker]) -> Callable[[]
         if turn % 15 == 0:
             ask(port, "POST", "/reset", {"until_cleared": True})
             for worker in stable:
-                ask(worker.port, "POST", "/reset_prefix_cache")
+                ask(worker.port, "POST", "/reset_prefix_cache?reset_running_requests=true")
             tally.add("refits")
         tally.add("looks")
         time.sleep(0.25)
