@@ -156,7 +156,8 @@ def test_index_memory_limit_is_checked_and_kept() -> None:
     router = KvRouter.from_config(config | {"index_memory_limit": 1 << 20}, 1)
     index = router._core.index
     for first in range(1, 200_001, 100):
-        index.store(0, None, range(first, first + 100), range(first, first + 100))
+        hashes = list(range(first, first + 100))
+        index.store(0, None, hashes, hashes)
     state = router.status()["index"]
     assert 0 < state["memory_bytes"] <= 1 << 20
     assert state["given_up_blocks"] + state["blocks"] == 200_000

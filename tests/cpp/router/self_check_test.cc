@@ -45,7 +45,8 @@ StoredFields stored(std::uint32_t number, std::uint32_t from = 0) {
 
 std::vector<LocalHash> hashes_of(std::uint32_t number) {
   std::vector<LocalHash> hashes(kPromptBlocks);
-  hash_blocks(std::span(prompt(number)).first(kPromptBlocks * kBlock), kBlock, 0, hashes);
+  const std::vector<TokenId> tokens = prompt(number);
+  hash_blocks(std::span(tokens).first(kPromptBlocks * kBlock), kBlock, 0, hashes);
   return hashes;
 }
 
