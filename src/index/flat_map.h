@@ -52,6 +52,13 @@ class FlatMap {
     return true;
   }
 
+  template <typename Visit>  // (key, value)
+  void for_each(Visit visit) const {
+    for (const Slot& slot : slots_) {
+      if (slot.used) visit(slot.key, slot.value);
+    }
+  }
+
   // Also gives the memory back.
   void clear() {
     slots_ = {};
