@@ -29,8 +29,9 @@ void Replay::tick(Clock::time_point now, bool kv_connected, Clock::time_point ch
     return;
   }
   if (asking_) {
-    if (now - answered_at_ >= kTimeout) fail(now);
-    return;
+    if (now - answered_at_ < kTimeout) return;
+    if (progress_) attempts_ = 0;  // a buffer that comes in pieces
+    return fail(now);
   }
   if (now < not_before_) return;
   if (stream_.behind() || now - heard_at_ >= kProbeInterval) ask(now);
@@ -105,7 +106,6 @@ void Replay::fail(Clock::time_point now) {
   ++failures_;
   client_.close();
   asking_ = false;
-  if (progress_) attempts_ = 0;
   ++attempts_;
   // Belief that cannot be confirmed ends with the first failure; what was lost is asked for a few times more.
   stream_.forget_unverified();

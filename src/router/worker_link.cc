@@ -68,9 +68,8 @@ void WorkerLink::on_kv_message(const zmq::message_t& sequence, const zmq::messag
   const bool first = !replay_ && !stream_.last_sequence();
   check_resets();
   stream_.on_batch(number, {static_cast<const std::byte*>(payload.data()), payload.size()});
-  const Clock::time_point now = Clock::now();
-  hear(now);
-  if (replay_) replay_->on_live(now);
+  hear();
+  if (replay_) replay_->on_live(Clock::now());
   if (first && number > 0 && !told_late_start_) {
     told_late_start_ = true;
     tell(Notice::Level::kInfo, "has published " + std::to_string(number) +
@@ -104,7 +103,7 @@ void WorkerLink::read_load() {
     const LoadOrError result = parse_load_message(message.to_string_view());
     if (result.ok()) {
       context_.loads.update(worker_, result.load);
-      hear(Clock::now());
+      hear();
       ++load_messages_;
     } else {
       ++malformed_load_messages_;
@@ -163,7 +162,7 @@ void WorkerLink::tick(Clock::time_point now) {
   tell_trouble(now);
 }
 
-void WorkerLink::hear(Clock::time_point now) {
+void WorkerLink::hear() {
   heard_decisions_ = context_.decisions.load(std::memory_order_relaxed);
   silent_since_ = {};
   if (state() != WorkerState::kSuspect) return;
@@ -172,7 +171,7 @@ void WorkerLink::hear(Clock::time_point now) {
 }
 
 void WorkerLink::suspect_silent(Clock::time_point now) {
-  if (probe_answered_.exchange(false, std::memory_order_relaxed)) hear(now);
+  if (probe_answered_.exchange(false, std::memory_order_relaxed)) hear();
   if (state() == WorkerState::kSuspect) {
     if (now - suspected_at_ < 2 * context_.options.suspect_after) return;
     heard_decisions_ = context_.decisions.load(std::memory_order_relaxed);

@@ -68,7 +68,7 @@ class WorkerLink {
   void check_resets();
   void on_kv_message(const zmq::message_t& sequence, const zmq::message_t& payload);
   void publish_status();
-  void hear(Clock::time_point now);
+  void hear();
   void suspect_silent(Clock::time_point now);
   void update_state(Clock::time_point now);
   void tell_silence(Clock::time_point now);
