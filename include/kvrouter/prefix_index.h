@@ -18,6 +18,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <vector>
 
 #include "kvrouter/block_hash.h"
 #include "kvrouter/kv_event.h"
@@ -70,6 +71,9 @@ class PrefixIndex {
   // Number of blocks that `worker` holds.
   std::size_t held_blocks(WorkerId worker) const;
   PrefixIndexStats stats() const;
+  // The names by which `worker` holds its blocks, in ascending order, those of unknown place (orphans) left out.  To
+  // compare what two indexes know: it holds up writers and looks at the whole index.
+  std::vector<EngineHash> worker_blocks(WorkerId worker) const;
 
  private:
   class Impl;

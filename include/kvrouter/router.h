@@ -30,6 +30,7 @@ struct WorkerEndpoints {
   std::string kv_events;  // "tcp://host:port" of its KV-event publisher
   std::string load;       // "tcp://host:port" of its load publisher
   std::string http;       // "http(s)://host:port", whose /metrics is read while there is no load publisher
+  std::string replay{};   // "tcp://host:port" that replays past KV events; empty: what is lost is learnt anew
   // The engine whose samples count on that page: its rank, where a server has several (data parallelism).
   std::optional<unsigned> engine{};
 };
@@ -46,6 +47,9 @@ struct RouterOptions {
   // Bytes that the prefix index may take, 0: no limit.  At least kMinIndexMemory.
   std::size_t index_memory_limit = 0;
   static constexpr std::size_t kMinIndexMemory = 1 << 20;
+  // How long a worker that was sent requests may say nothing before it is suspected: longer than any step of its
+  // engine. One that cannot be probed (no http) gets requests again after twice as long.
+  std::chrono::milliseconds suspect_after{5000};
   // Seconds of a clock that never goes back, for the router's account of what is in flight.  Default: the system's
   // steady clock; simulations set their own.
   std::function<double()> clock;
@@ -131,8 +135,12 @@ struct HitCheckStatus {
   HitCause cause = HitCause::kNone;  // of the one that lasts, if any
 };
 
-enum class WorkerState { kConnecting, kUp, kDown };
+// kSuspect: was sent requests and has said nothing since, for too long; it gets nothing while others are up.
+enum class WorkerState { kConnecting, kUp, kDown, kSuspect };
 enum class LoadSource { kNone, kMessages, kMetrics };
+// How much of a worker's cache the index knows: all of it, a part (what is known is true), or, while a replay is under
+// way, what was known before.
+enum class CacheKnowledge { kPartial, kWhole, kRecovering };
 
 struct WorkerStatus {
   WorkerState state = WorkerState::kConnecting;
@@ -146,6 +154,10 @@ struct WorkerStatus {
   std::uint64_t missed_batches = 0;
   std::uint64_t duplicates = 0;
   std::uint64_t restarts = 0;
+  CacheKnowledge knowledge = CacheKnowledge::kPartial;
+  std::uint64_t resyncs = 0;           // replays that brought the index up to date with the worker
+  std::uint64_t replayed_batches = 0;  // batches applied that a replay brought
+  std::uint64_t failed_replays = 0;    // requests for a replay that were not answered, or not as they should be
   std::uint64_t load_messages = 0;
   std::uint64_t malformed_load_messages = 0;
   HitCheckStatus hits;

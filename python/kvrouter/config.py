@@ -25,6 +25,7 @@ class RouterConfig(TypedDict):
     worker_addresses: a host for each worker; default localhost for all.
     worker_ports: the KV-event port of each worker; its load port is as far from it as the two base ports are.
     index_memory_limit: bytes that the prefix index may take, at least 1 MiB; default 0, no limit.
+    replay: lost KV events are asked for again, at each worker's KV-event port + 200; default False.
     """
 
     enabled: bool
@@ -36,6 +37,7 @@ class RouterConfig(TypedDict):
     worker_addresses: NotRequired[list[str] | None]
     worker_ports: NotRequired[list[int] | None]
     index_memory_limit: NotRequired[int]
+    replay: NotRequired[bool]
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,13 @@ class WorkerAddress:
     def load_endpoint(self) -> str:
         """ZMQ endpoint of the load messages."""
         return f"tcp://{_bracketed(self.host)}:{self.metrics_port}"
+
+    @property
+    def replay_endpoint(self) -> str:
+        """ZMQ endpoint that replays past KV events, where ``kvrouter.vllm.kv_events_config`` puts it."""
+        from kvrouter.vllm.kv_events import REPLAY_PORT_OFFSET  # which imports vLLM's side only
+
+        return f"tcp://{_bracketed(self.host)}:{self.kv_events_port + REPLAY_PORT_OFFSET}"
 
 
 def _bracketed(host: str) -> str:

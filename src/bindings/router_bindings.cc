@@ -21,16 +21,20 @@ std::size_t checked_num_tokens(std::int64_t num_tokens) {
 
 RouterOptions make_options(std::int64_t block_size, const std::vector<std::string>& kv_events,
                            const std::vector<std::string>& load, const std::vector<std::string>& http,
-                           const std::string& policy, std::uint64_t seed, double startup_grace_s,
-                           double metrics_interval_s, const std::string& ca_file) {
+                           const std::vector<std::string>& replay, const std::string& policy, std::uint64_t seed,
+                           double startup_grace_s, double metrics_interval_s, const std::string& ca_file) {
   if (block_size < 1) throw nb::value_error("block_size must be at least 1");
-  if (kv_events.size() != load.size() || load.size() != http.size()) {
-    throw nb::value_error("kv_events, load and http must have one entry a worker each");
+  if (kv_events.size() != load.size() || load.size() != http.size() ||
+      (!replay.empty() && replay.size() != load.size())) {
+    throw nb::value_error("kv_events, load, http and replay (if it is given) must have one entry a worker each");
   }
   RouterOptions options;
   options.block_size = static_cast<std::size_t>(block_size);
   for (std::size_t i = 0; i < kv_events.size(); ++i) {
-    options.workers.push_back({.kv_events = kv_events[i], .load = load[i], .http = http[i]});
+    options.workers.push_back({.kv_events = kv_events[i],
+                               .load = load[i],
+                               .http = http[i],
+                               .replay = replay.empty() ? "" : replay[i]});
   }
   options.ca_file = ca_file;
   options.policy = policy;
@@ -179,18 +183,20 @@ void bind_router(nb::module_& m) {
       .def(
           "__init__",
           [](Router* self, std::int64_t block_size, const std::vector<std::string>& kv_events,
-             const std::vector<std::string>& load, const std::vector<std::string>& http, const std::string& policy,
-             std::uint64_t seed, double startup_grace_s, double metrics_interval_s, const std::string& ca_file,
+             const std::vector<std::string>& load, const std::vector<std::string>& http,
+             const std::vector<std::string>& replay, const std::string& policy, std::uint64_t seed,
+             double startup_grace_s, double metrics_interval_s, const std::string& ca_file,
              std::int64_t index_memory_limit) {
-            RouterOptions options = make_options(block_size, kv_events, load, http, policy, seed, startup_grace_s,
-                                                 metrics_interval_s, ca_file);
+            RouterOptions options = make_options(block_size, kv_events, load, http, replay, policy, seed,
+                                                 startup_grace_s, metrics_interval_s, ca_file);
             if (index_memory_limit < 0) throw nb::value_error("index_memory_limit must not be negative");
             options.index_memory_limit = static_cast<std::size_t>(index_memory_limit);
             construct(self, std::move(options));
           },
           nb::kw_only(), nb::arg("block_size"), nb::arg("kv_events"), nb::arg("load"), nb::arg("http"),
-          nb::arg("policy") = "linear", nb::arg("seed") = 0, nb::arg("startup_grace_s") = 5.0,
-          nb::arg("metrics_interval_s") = 0.25, nb::arg("ca_file") = "", nb::arg("index_memory_limit") = 0)
+          nb::arg("replay") = std::vector<std::string>{}, nb::arg("policy") = "linear", nb::arg("seed") = 0,
+          nb::arg("startup_grace_s") = 5.0, nb::arg("metrics_interval_s") = 0.25, nb::arg("ca_file") = "",
+          nb::arg("index_memory_limit") = 0)
       .def("start", &Router::start, nb::arg("kv_events") = true, nb::call_guard<nb::gil_scoped_release>())
       .def("stop", &Router::stop, nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("running", &Router::running)

@@ -50,6 +50,11 @@ std::size_t PrefixIndex::held_blocks(WorkerId worker) const {
   return impl_->tree.held_blocks(worker);
 }
 
+std::vector<EngineHash> PrefixIndex::worker_blocks(WorkerId worker) const {
+  const std::lock_guard lock(impl_->writers);
+  return impl_->tree.worker_blocks(worker);
+}
+
 PrefixIndexStats PrefixIndex::stats() const {
   const std::lock_guard lock(impl_->writers);
   PrefixIndexStats stats;

@@ -90,7 +90,7 @@ Fleet::Added Fleet::add(const WorkerSpec& spec) {
 }
 
 void Fleet::add_engine(WorkerId id, const WorkerSpec& spec, const HostPort& address, std::optional<unsigned> rank) {
-  router_.set_worker(id, {spec.kv_events, spec.load, spec.url, rank});
+  router_.set_worker(id, {spec.kv_events, spec.load, spec.url, spec.replay, rank});
   FleetWorker worker(options_.breaker);
   worker.spec = spec;
   worker.rank = rank;

@@ -49,6 +49,8 @@ std::string_view name_of(WorkerState state) {
       return "up";
     case WorkerState::kDown:
       return "down";
+    case WorkerState::kSuspect:
+      return "suspect";
   }
   return "";
 }
@@ -76,10 +78,23 @@ json describe(const HitCheckStatus& hits) {
           {"cause", kvrouter::name_of(hits.cause)}};
 }
 
+std::string_view name_of(CacheKnowledge knowledge) {
+  switch (knowledge) {
+    case CacheKnowledge::kPartial:
+      return "partial";
+    case CacheKnowledge::kWhole:
+      return "whole";
+    case CacheKnowledge::kRecovering:
+      return "recovering";
+  }
+  return "";
+}
+
 json describe(WorkerId id, const WorkerStatus& worker) {
   const KvEventCounts& events = worker.events;
   return {{"worker_id", id},
           {"kv_events_endpoint", worker.endpoints.kv_events},
+          {"replay_endpoint", worker.endpoints.replay},
           {"load_endpoint", worker.endpoints.load},
           {"url", worker.endpoints.http},
           {"state", name_of(worker.state)},
@@ -98,6 +113,10 @@ json describe(WorkerId id, const WorkerStatus& worker) {
           {"gaps", worker.gaps},
           {"missed_batches", worker.missed_batches},
           {"restarts", worker.restarts},
+          {"cache_knowledge", name_of(worker.knowledge)},
+          {"resyncs", worker.resyncs},
+          {"replayed_batches", worker.replayed_batches},
+          {"failed_replays", worker.failed_replays},
           {"load_messages", worker.load_messages},
           {"malformed_load_messages", worker.malformed_load_messages},
           {"hits", describe(worker.hits)}};
