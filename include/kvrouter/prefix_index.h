@@ -17,6 +17,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <vector>
 
 #include "kvrouter/block_hash.h"
 #include "kvrouter/kv_event.h"
@@ -63,6 +64,9 @@ class PrefixIndex {
 
   // Number of blocks that `worker` holds.
   std::size_t held_blocks(WorkerId worker) const;
+  // What `worker` calls the blocks that it holds, those of unknown place included, in no order: to compare the index
+  // with the worker.  Walks the whole index while writers wait.
+  std::vector<EngineHash> block_names(WorkerId worker) const;
   PrefixIndexStats stats() const;
 
  private:

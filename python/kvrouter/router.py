@@ -335,6 +335,14 @@ class KvRouter:
         """Between start() and close()."""
         return self._core.running
 
+    def worker_blocks(self, worker: int) -> list[int]:
+        """The worker's own names (engine hashes) of the blocks that it is believed to hold, in no order.
+
+        To compare the router's belief with the worker.  It walks the whole index: not for every request.
+        Raises ValueError when there is no such worker.
+        """
+        return self._core.worker_blocks(worker)
+
     def status(self) -> dict[str, Any]:
         """What is known of each worker, and how decisions went; the keys are those of the HTTP API's /workers."""
         status: dict[str, Any] = json.loads(self._core.status_json())

@@ -269,6 +269,14 @@ void bind_router(nb::module_& m) {
           nb::arg("worker"), nb::arg("kv_usage"), nb::arg("waiting"), nb::arg("running") = 0)
       .def_prop_ro("index", &Router::index, nb::rv_policy::reference_internal)
       .def(
+          "worker_blocks",
+          [](Router& self, std::int64_t worker) {
+            const WorkerId id = checked_worker(self.num_workers(), worker);
+            const nb::gil_scoped_release release;
+            return self.index().block_names(id);
+          },
+          nb::arg("worker"), "The worker's own names of the blocks that it is believed to hold, in no order.")
+      .def(
           "status_json", [](Router& self) { return answer_router_request(self, {"GET", "/workers", "", ""}).body; },
           nb::call_guard<nb::gil_scoped_release>(), "What GET /workers of the router's HTTP API answers.")
       .def(

@@ -52,6 +52,14 @@ class FlatMap {
     return true;
   }
 
+  // Calls f(key, value) for each entry.
+  template <typename F>
+  void for_each(F f) const {
+    for (const Slot& slot : slots_) {
+      if (slot.used) f(slot.key, slot.value);
+    }
+  }
+
   // Also gives the memory back.
   void clear() {
     slots_ = {};

@@ -49,6 +49,13 @@ std::size_t PrefixIndex::held_blocks(WorkerId worker) const {
   return impl_->tree.held_blocks(worker);
 }
 
+std::vector<EngineHash> PrefixIndex::block_names(WorkerId worker) const {
+  const std::lock_guard lock(impl_->writers);
+  std::vector<EngineHash> names;
+  impl_->tree.list_names(worker, names);
+  return names;
+}
+
 PrefixIndexStats PrefixIndex::stats() const {
   const std::lock_guard lock(impl_->writers);
   PrefixIndexStats stats;

@@ -32,6 +32,7 @@ class Tree {
   void remove(WorkerId worker, std::span<const EngineHash> names);
   void clear(WorkerId worker);
   void add_to(PrefixIndexStats& stats) const;
+  void list_names(WorkerId worker, std::vector<EngineHash>& out);
 
   // For readers, at any time.
   const NodeLayout& layout() const { return layout_; }

@@ -102,6 +102,20 @@ void Tree::remove(WorkerId worker, std::span<const EngineHash> engine_hashes) {
   lose_blocks(worker, lost_);
 }
 
+void Tree::list_names(WorkerId worker, std::vector<EngineHash>& out) {
+  const WorkerNames& names = workers_[worker];
+  for (NodeId node = NodePool::kFirst; node < nodes_.end(); ++node) {
+    if (!in_tree(node)) continue;
+    const BlockId begin = nodes_.info(node).start;
+    const BlockId end = begin + coverage(node, worker);
+    for (BlockId block = begin; block < end; ++block) {
+      if (runs_.engine(block) != kNoName && names.by_common_name(block)) out.push_back(runs_.engine(block));
+    }
+  }
+  names.aliases.for_each([&](EngineHash name, BlockId) { out.push_back(name); });
+  names.orphans.for_each([&](EngineHash name) { out.push_back(name); });
+}
+
 void Tree::add_to(PrefixIndexStats& stats) const {
   stats.blocks += num_blocks_;
   for (WorkerId w = 0; w < num_workers_; ++w) {

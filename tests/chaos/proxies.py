@@ -1,0 +1,133 @@
+"""TCP proxies between router and workers, which can cut, hold back, delay and garble, and lose single ZMQ messages.
+
+They stand where a network would: a kernel without ``sch_netem`` cannot lose packets on a loopback device, and TCP would
+hide the loss from ZMQ anyway, as time (``held``) or as a dead connection (``cut``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from dataclasses import dataclass
+
+from chaos.zmtp import GREETING_BYTES, MessageSplitter
+
+_CHUNK = 1 << 16
+
+
+@dataclass
+class MessageFaults:
+    """What happens to a ZMQ message on its way to the router; each is a share of all, 0 to 1."""
+
+    lost: float = 0.0
+    doubled: float = 0.0
+    swapped: float = 0.0
+    """With the message after it."""
+    lose_next: int = 0
+    """So many messages are lost, whatever ``lost`` says."""
+
+
+class Link:
+    """One listener in front of one port of a worker."""
+
+    def __init__(self, port: int, target: int, rng: random.Random, messages: bool = False) -> None:
+        self.port = port
+        self.target = target
+        self.faults = MessageFaults()
+        self.delay_s = 0.0
+        self.garbage = False
+        self.messages_lost = 0
+        self._messages = messages
+        self._rng = rng
+        self._server: asyncio.Server | None = None
+        self._open = asyncio.Event()
+        self._open.set()
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    async def listen(self) -> None:
+        """Takes connections (again)."""
+        if self._server is None:
+            self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, reuse_address=True)
+
+    def cut(self) -> None:
+        """Resets all connections and refuses new ones, until ``listen``."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Resets all connections."""
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    def hold(self) -> None:
+        """Nothing passes, in either direction, and nobody is told, until ``release``."""
+        self._open.clear()
+
+    def release(self) -> None:
+        """What was held back passes."""
+        self._open.set()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        try:
+            if self.garbage:
+                writer.write(self._rng.randbytes(200))
+                await writer.drain()
+                return
+            away_reader, away = await asyncio.open_connection("127.0.0.1", self.target)
+            self._writers.add(away)
+            try:
+                pumps = [self._pump(reader, away, False), self._pump(away_reader, writer, self._messages)]
+                tasks = [asyncio.ensure_future(pump) for pump in pumps]
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+            finally:
+                self._writers.discard(away)
+                away.close()
+        except OSError:
+            pass  # the worker is not there: the connection is closed, as the kernel would refuse it
+        finally:
+            self._writers.discard(writer)
+            writer.close()
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, messages: bool) -> None:
+        splitter = MessageSplitter() if messages else None
+        greeted = 0
+        kept_back = b""
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            while data := await reader.read(_CHUNK):
+                if self.delay_s:
+                    await asyncio.sleep(self.delay_s)
+                await self._open.wait()
+                if splitter and greeted < GREETING_BYTES:
+                    # Passed at once, piece by piece: either side waits for the beginning of the other's.
+                    head = data[: GREETING_BYTES - greeted]
+                    greeted += len(head)
+                    writer.write(head)
+                    data = data[len(head) :]
+                if splitter is None:
+                    writer.write(data)
+                else:
+                    for is_message, part in splitter.feed(data):
+                        out, kept_back = self._fate(part, kept_back) if is_message else (part, kept_back)
+                        writer.write(out)
+                await writer.drain()
+
+    def _fate(self, message: bytes, kept_back: bytes) -> tuple[bytes, bytes]:
+        """What goes out now, and what goes out after the next message."""
+        faults = self.faults
+        draw = self._rng.random()
+        if faults.lose_next or draw < faults.lost:
+            faults.lose_next = max(faults.lose_next - 1, 0)
+            self.messages_lost += 1
+            return b"", kept_back
+        if draw < faults.lost + faults.doubled:
+            return message + message + kept_back, b""
+        if not kept_back and draw < faults.lost + faults.doubled + faults.swapped:
+            return b"", message
+        return message + kept_back, b""
