@@ -2,6 +2,8 @@
 # make grpo    GRPO training on two real vLLM workers (GRPO=key=value ...: overrides of its config)
 # make test    C++ and Python tests, end to end on real vLLM workers (ENGINE=sim: without those)
 # make lint    formatting, style and types
+# make chaos   faults on 32 simulated and two real workers under load, and what is lost or believed wrongly (ENGINE=sim:
+#              on simulated ones alone; CHAOS="--seed 7" repeats a run)
 # make bench   the index, decoding and decisions measured beside their peers, into docs/performance (BENCH=--quick: a
 #              trial on small streams, into out/bench)
 # make policies  every policy in the fleet simulator, into docs/performance (POLICIES=--quick: small fleets, seconds,
@@ -11,6 +13,7 @@
 
 ENGINE ?= vllm
 BENCH ?=
+CHAOS ?=
 GRPO ?=
 POLICIES ?=
 PYTHON ?= python3
@@ -28,7 +31,7 @@ CXX_SOURCES := $(shell find include src sim cmake -type f) CMakeLists.txt pyproj
 CXX_FILES := $(shell find include src sim tests/cpp benchmarks -name '*.h' -o -name '*.cc')
 ENGINE_STAMP := $(if $(filter vllm,$(ENGINE)),$(STAMPS)/vllm,)
 
-.PHONY: all demo grpo test test-cpp test-python sanitize bench lint format clean help policies
+.PHONY: all chaos demo grpo test test-cpp test-python sanitize bench lint format clean help policies
 all: $(STAMPS)/package
 
 demo: $(STAMPS)/package $(ENGINE_STAMP)
@@ -53,6 +56,10 @@ sanitize: $(STAMPS)/system-test
 	  cmake --preset $$preset > /dev/null && cmake --build --preset $$preset --parallel $(JOBS) && \
 	  ctest --preset $$preset --parallel $(JOBS) || exit 1; \
 	done
+
+chaos: $(STAMPS)/package $(STAMPS)/test $(ENGINE_STAMP)
+	PYTHONPATH=tests $(BIN)/python -m chaos.loss
+	PYTHONPATH=tests $(BIN)/python -m chaos --engine $(if $(filter vllm,$(ENGINE)),both,sim) $(CHAOS)
 
 bench: $(STAMPS)/package $(STAMPS)/bench
 	$(BIN)/python benchmarks/run.py $(BENCH)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from chaos.zmtp import GREETING_BYTES, MessageSplitter
 
 _CHUNK = 1 << 16
+_KEPT_BACK_S = 0.2
 
 
 @dataclass
@@ -23,7 +24,7 @@ class MessageFaults:
     lost: float = 0.0
     doubled: float = 0.0
     swapped: float = 0.0
-    """With the message after it."""
+    """With the message after it, if one comes soon."""
     lose_next: int = 0
     """So many messages are lost, whatever ``lost`` says."""
 
@@ -39,7 +40,7 @@ class Link:
         self.garbage = False
         self.messages_lost = 0
         self._messages = messages
-        self._rng = rng
+        self.rng = rng
         self._server: asyncio.Server | None = None
         self._open = asyncio.Event()
         self._open.set()
@@ -74,7 +75,7 @@ class Link:
         self._writers.add(writer)
         try:
             if self.garbage:
-                writer.write(self._rng.randbytes(200))
+                writer.write(self.rng.randbytes(200))
                 await writer.drain()
                 return
             away_reader, away = await asyncio.open_connection("127.0.0.1", self.target)
@@ -96,38 +97,62 @@ class Link:
             writer.close()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, messages: bool) -> None:
-        splitter = MessageSplitter() if messages else None
-        greeted = 0
-        kept_back = b""
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            while data := await reader.read(_CHUNK):
+        lossy = _LossyPath(self) if messages else None
+        with contextlib.suppress(OSError):
+            while True:
+                try:
+                    waits = lossy is not None and lossy.keeps_back
+                    data = await asyncio.wait_for(reader.read(_CHUNK), _KEPT_BACK_S if waits else None)
+                except asyncio.TimeoutError:
+                    assert lossy is not None
+                    writer.write(lossy.flush())
+                    continue
+                if not data:
+                    return
                 if self.delay_s:
                     await asyncio.sleep(self.delay_s)
                 await self._open.wait()
-                if splitter and greeted < GREETING_BYTES:
-                    # Passed at once, piece by piece: either side waits for the beginning of the other's.
-                    head = data[: GREETING_BYTES - greeted]
-                    greeted += len(head)
-                    writer.write(head)
-                    data = data[len(head) :]
-                if splitter is None:
-                    writer.write(data)
-                else:
-                    for is_message, part in splitter.feed(data):
-                        out, kept_back = self._fate(part, kept_back) if is_message else (part, kept_back)
-                        writer.write(out)
+                writer.write(lossy.through(data) if lossy else data)
                 await writer.drain()
 
-    def _fate(self, message: bytes, kept_back: bytes) -> tuple[bytes, bytes]:
-        """What goes out now, and what goes out after the next message."""
-        faults = self.faults
-        draw = self._rng.random()
+
+class _LossyPath:
+    """The way of one connection's messages to the subscriber, on which the link's faults befall them."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._splitter = MessageSplitter()
+        self._greeted = 0
+        self._kept_back = b""
+
+    @property
+    def keeps_back(self) -> bool:
+        """Whether a message waits to change places with the next."""
+        return bool(self._kept_back)
+
+    def flush(self) -> bytes:
+        """The message that waits."""
+        waiting, self._kept_back = self._kept_back, b""
+        return waiting
+
+    def through(self, data: bytes) -> bytes:
+        """What comes out of the other end for ``data``."""
+        # Of the greeting every piece at once: either side waits for the beginning of the other's.
+        head = data[: GREETING_BYTES - self._greeted]
+        self._greeted += len(head)
+        parts = self._splitter.feed(data[len(head) :])
+        return head + b"".join(self._fate(part) if is_message else part for is_message, part in parts)
+
+    def _fate(self, message: bytes) -> bytes:
+        faults = self._link.faults
+        draw = self._link.rng.random()
         if faults.lose_next or draw < faults.lost:
             faults.lose_next = max(faults.lose_next - 1, 0)
-            self.messages_lost += 1
-            return b"", kept_back
+            self._link.messages_lost += 1
+            return b""
         if draw < faults.lost + faults.doubled:
-            return message + message + kept_back, b""
-        if not kept_back and draw < faults.lost + faults.doubled + faults.swapped:
-            return b"", message
-        return message + kept_back, b""
+            return message + message + self.flush()
+        if not self._kept_back and draw < faults.lost + faults.doubled + faults.swapped:
+            self._kept_back = message
+            return b""
+        return message + self.flush()

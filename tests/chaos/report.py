@@ -1,10 +1,10 @@
-"""What a run says at its end: for people on standard error, for programs as the last line of standard output."""
+"""What a run says at its end: for people on standard error, for programs as the last line of standard output, JSON."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from chaos.checker import Consistency
@@ -47,8 +47,8 @@ class Report:
             "seconds_to_consistent": round(self.seconds_to_consistent, 3),
         }
 
-    def print(self) -> None:
-        """Prints both."""
+    def explain(self) -> None:
+        """Says on standard error what the figures come from."""
         _say(f"seed {self.seed}; faults: " + ", ".join(f"{kind} {n}" for kind, n in sorted(self.inflicted.items())))
         _say(f"sent again because the gateway was killed: {self.ledger.resent}")
         for reason, count in self.ledger.reasons.most_common():
@@ -56,7 +56,14 @@ class Report:
         _say(f"blocks compared at the end: {self.consistency.held}")
         for line in self.consistency.where:
             _say(f"  {line}")
-        print(json.dumps(self.summary()), flush=True)
+
+
+def together(reports: Sequence[Report]) -> dict[str, int | float]:
+    """Sums of several runs, and the longest time."""
+    summaries = [report.summary() for report in reports]
+    total = {key: sum(summary[key] for summary in summaries) for key in summaries[0]}
+    total["seconds_to_consistent"] = max(summary["seconds_to_consistent"] for summary in summaries)
+    return total
 
 
 def _say(text: str) -> None:
