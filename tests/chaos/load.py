@@ -92,11 +92,11 @@ class Load:
     async def _through_gateway(self, session: aiohttp.ClientSession, request: ChaosRequest) -> Answer:
         """A request whose router is killed is sent again, as any client does; what a living one drops is lost."""
         while True:
-            starts = self._gateway.starts
+            kills = self._gateway.kills
             try:
                 return await self._post(session, self._gateway.url, request)
             except _CONNECTION_ERRORS as error:
-                if self._gateway.alive and self._gateway.starts == starts:
+                if not self._gateway.down and self._gateway.kills == kills:
                     raise UnreadableError(Fate.LOST, f"the gateway dropped it: {error!r}") from None
             self.ledger.resent += 1
             await asyncio.sleep(_RESEND_AFTER_S)

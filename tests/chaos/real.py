@@ -16,7 +16,7 @@ import msgpack
 import zmq
 
 from chaos.clock import SteppedClock
-from chaos.fleet import Endpoints, WorkerPlace, free_ports
+from chaos.fleet import CHANNELS, Endpoints, WorkerPlace, free_ports
 from kvrouter.vllm.launcher import Worker, WorkerFleet, launch_workers
 from kvrouter.vllm.tiny_model import make_tiny_model
 
@@ -53,7 +53,11 @@ class VllmFleet:
         self.block_size = BLOCK_SIZE
         self.clocks: list[SteppedClock] = []
         self.on_kill: Callable[[int], None] = lambda _: None
-        self.places = [WorkerPlace(w.index, _direct(w), Endpoints(free_ports(4)), rng) for w in self._fleet.workers]
+        ports = free_ports(len(CHANNELS) * count)
+        self.places = [
+            WorkerPlace(w.index, _direct(w), Endpoints(ports[len(CHANNELS) * w.index :][: len(CHANNELS)]), rng)
+            for w in self._fleet.workers
+        ]
 
     async def start(self, number: int) -> None:
         """Starts a worker on its ports and waits until it serves."""

@@ -24,7 +24,8 @@ class GatewayRouter:
         self.url = f"http://127.0.0.1:{port}"
         self.clock = SteppedClock(shim, folder / "clock-gateway")
         self.lock = asyncio.Lock()
-        self.starts = 0
+        self.kills = 0
+        self.down = True
         command = [sys.executable, "-m", "kvrouter.cli", "serve", "--port", str(port), "--block-size", str(block_size)]
         for one in endpoints:
             command += ["--worker", one.spec]
@@ -33,18 +34,15 @@ class GatewayRouter:
 
     async def start(self) -> None:
         """Starts it; returns when it serves."""
-        self.starts += 1
         self._process.start()
         await wait_healthy(self.url, lambda: self._process.alive)
+        self.down = False
 
     async def kill(self) -> None:
         """SIGKILL."""
+        self.kills += 1
+        self.down = True
         await self._process.kill()
-
-    @property
-    def alive(self) -> bool:
-        """Whether it runs."""
-        return self._process.alive
 
     async def held_blocks(self, session: aiohttp.ClientSession, worker: int) -> set[int]:
         """The engine's names of the blocks that it believes a worker to hold."""
