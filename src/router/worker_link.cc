@@ -110,6 +110,8 @@ void WorkerLink::on_metrics(const LoadOrError& result) {
 }
 
 void WorkerLink::tick(Clock::time_point now) {
+  if (kv_) kv_->redial_if_given_up(now);
+  if (load_) load_->redial_if_given_up(now);
   update_state(now);
   tell_silence(now);
   tell_trouble(now);

@@ -15,6 +15,14 @@ from chaos.zmtp import GREETING_BYTES, MessageSplitter
 
 _CHUNK = 1 << 16
 _KEPT_BACK_S = 0.2
+_ZMTP = b"\xff" + bytes(7) + b"\x01\x7f\x03\x01"  # the beginning of a greeting
+_STRANGERS = [
+    b"",
+    b"HTTP/1.1 400 Bad Request\r\nContent-Length: 200\r\n\r\n",
+    _ZMTP + b"PLAIN".ljust(52, b"\0"),
+    _ZMTP + b"NULL".ljust(52, b"\0") + b"\x04\x19\x05READY\x0bSocket-Type\0\0\0\x03REP",
+]
+"""What programs that are no workers say to who connects to their port; noise follows."""
 
 
 @dataclass
@@ -75,7 +83,7 @@ class Link:
         self._writers.add(writer)
         try:
             if self.garbage:
-                writer.write(self.rng.randbytes(200))
+                writer.write(self.rng.choice(_STRANGERS) + self.rng.randbytes(200))
                 await writer.drain()
                 return
             away_reader, away = await asyncio.open_connection("127.0.0.1", self.target)
