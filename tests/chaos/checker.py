@@ -50,9 +50,17 @@ class Consistency:
     """Of all routers with all workers."""
 
     held: int = 0
-    mismatched: int = 0
+    wrong: int = 0
+    """Believed in and not held."""
+    missing: int = 0
+    """Held and not believed in."""
     where: list[str] = field(default_factory=list)
-    """By router and worker: how many are believed in and not held, and held and not believed in."""
+    """The same by router and worker."""
+
+    @property
+    def mismatched(self) -> int:
+        """Blocks in which a router and a worker differ."""
+        return self.wrong + self.missing
 
 
 class Checker:
@@ -71,9 +79,10 @@ class Checker:
             believed = await asyncio.gather(*(believer.held_blocks(session, place.number) for place in self._places))
             for place, truth, belief in zip(self._places, held, believed, strict=True):
                 found.held += len(truth)
-                found.mismatched += len(truth ^ belief)
-                if truth != belief:
-                    wrong, missing = len(belief - truth), len(truth - belief)
+                wrong, missing = len(belief - truth), len(truth - belief)
+                found.wrong += wrong
+                found.missing += missing
+                if wrong or missing:
                     found.where.append(f"{believer.name}, worker {place.number}: {wrong} wrong, {missing} missing")
         return found
 

@@ -53,7 +53,8 @@ class Report:
         _say(f"sent again because the gateway was killed: {self.ledger.resent}")
         for reason, count in self.ledger.reasons.most_common():
             _say(f"  {count} {reason}")
-        _say(f"blocks compared at the end: {self.consistency.held}")
+        found = self.consistency
+        _say(f"blocks compared at the end: {found.held}; believed in wrongly {found.wrong}, not known {found.missing}")
         for line in self.consistency.where:
             _say(f"  {line}")
 
