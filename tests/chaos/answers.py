@@ -38,18 +38,18 @@ async def read_answer(response: aiohttp.ClientResponse, stream: bool) -> Answer:
     Raises UnreadableError for an error or an answer that is none, CutOffError when the connection ends early.
     """
     if response.status != 200:
-        text = await response.text()
-        raise UnreadableError(*_refusal(response.status, text))
+        raise UnreadableError(*_refusal(response.status, await response.read()))
     if not stream:
         return _whole(await response.json(content_type=None))
     return await _streamed(response)
 
 
-def _refusal(status: int, text: str) -> tuple[Fate, str]:
+def _refusal(status: int, body: bytes) -> tuple[Fate, str]:
     try:
-        message = json.loads(text)["error"]["message"]
+        message = json.loads(body)["error"]["message"]
     except (ValueError, TypeError, KeyError):
-        return Fate.LOST, f"HTTP {status} without an error message"
+        # That it is the server's fault, and so may be asked again, the status says by itself.
+        return Fate.REFUSED if status >= 500 else Fate.LOST, f"HTTP {status} without an error message"
     return Fate.REFUSED, f"{status} {message}"
 
 

@@ -18,7 +18,7 @@ _KEPT_BACK_S = 0.2
 _ZMTP = b"\xff" + bytes(7) + b"\x01\x7f\x03\x01"  # the beginning of a greeting
 _STRANGERS = [
     b"",
-    b"HTTP/1.1 400 Bad Request\r\nContent-Length: 200\r\n\r\n",
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 200\r\n\r\n",
     _ZMTP + b"PLAIN".ljust(52, b"\0"),
     _ZMTP + b"NULL".ljust(52, b"\0") + b"\x04\x19\x05READY\x0bSocket-Type\0\0\0\x03REP",
 ]

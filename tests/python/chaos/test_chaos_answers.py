@@ -56,7 +56,8 @@ async def test_stream_without_its_end_is_cut_off():
         (event(5) + event(5, identity="b") + DONE, 200, Fate.DUPLICATED),
         (event(5, last=True) + DONE + DONE, 200, Fate.DUPLICATED),
         ('{"error": {"message": "full"}}', 429, Fate.REFUSED),
-        ("", 502, Fate.LOST),
+        ("", 502, Fate.REFUSED),
+        ("", 404, Fate.LOST),
     ],
 )
 async def test_other_fates(text, status, fate):
