@@ -71,6 +71,7 @@ class LocalRouter:
             base_metrics_port=one["load"],
             worker_addresses=["127.0.0.1"] * len(self._endpoints),
             worker_ports=[each.ports["kv_events"] for each in self._endpoints],
+            replay=[each.replay for each in self._endpoints],
             seed=1,
         )
 
