@@ -43,6 +43,8 @@ class KvEventSink {
   virtual void on_cleared() = 0;
   // Events were lost, or could not be read: what the worker holds is not known any more.
   virtual void on_interrupted() { on_cleared(); }
+  // The same, but all that was lost is about to be told again, from the beginning or from the last reset on.
+  virtual void on_forgotten() { on_cleared(); }
 };
 
 struct KvEventCounts {

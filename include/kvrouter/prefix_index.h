@@ -64,10 +64,10 @@ class PrefixIndex {
 
   // Number of blocks that `worker` holds.
   std::size_t held_blocks(WorkerId worker) const;
-  // What `worker` calls the blocks that it holds, those of unknown place included, in no order: to compare the index
-  // with the worker.  Walks the whole index while writers wait.
-  std::vector<EngineHash> block_names(WorkerId worker) const;
   PrefixIndexStats stats() const;
+  // The names by which `worker` holds its blocks, in ascending order, those of unknown place (orphans) left out.  To
+  // compare what two indexes know: it holds up writers and looks at the whole index.
+  std::vector<EngineHash> worker_blocks(WorkerId worker) const;
 
  private:
   class Impl;

@@ -29,6 +29,7 @@ struct WorkerEndpoints {
   std::string kv_events;  // "tcp://host:port" of its KV-event publisher
   std::string load;       // "tcp://host:port" of its load publisher
   std::string http;       // "http://host:port", whose /metrics is read while there is no load publisher
+  std::string replay;     // "tcp://host:port" that replays past KV events; empty: what is lost is learnt anew
 };
 
 struct RouterOptions {
@@ -39,6 +40,9 @@ struct RouterOptions {
   // How long after start() a worker may be silent before a notice says so.
   std::chrono::milliseconds startup_grace{5000};
   std::chrono::milliseconds metrics_interval{250};
+  // How long a worker that was sent requests may say nothing before it is suspected: longer than any step of its
+  // engine. One that cannot be probed (no http) gets requests again after twice as long.
+  std::chrono::milliseconds suspect_after{5000};
   // Seconds of a clock that never goes back, for the router's account of what is in flight.  Default: the system's
   // steady clock; simulations set their own.
   std::function<double()> clock;
@@ -76,8 +80,12 @@ struct Decision {
   std::vector<WorkerLoad> loads;  // as the policy saw them
 };
 
-enum class WorkerState { kConnecting, kUp, kDown };
+// kSuspect: was sent requests and has said nothing since, for too long; it gets nothing while others are up.
+enum class WorkerState { kConnecting, kUp, kDown, kSuspect };
 enum class LoadSource { kNone, kMessages, kMetrics };
+// How much of a worker's cache the index knows: all of it, a part (what is known is true), or, while a replay is under
+// way, what was known before.
+enum class CacheKnowledge { kPartial, kWhole, kRecovering };
 
 struct WorkerStatus {
   WorkerState state = WorkerState::kConnecting;
@@ -91,6 +99,10 @@ struct WorkerStatus {
   std::uint64_t missed_batches = 0;
   std::uint64_t duplicates = 0;
   std::uint64_t restarts = 0;
+  CacheKnowledge knowledge = CacheKnowledge::kPartial;
+  std::uint64_t resyncs = 0;           // replays that brought the index up to date with the worker
+  std::uint64_t replayed_batches = 0;  // batches applied that a replay brought
+  std::uint64_t failed_replays = 0;    // requests for a replay that were not answered, or not as they should be
   std::uint64_t load_messages = 0;
   std::uint64_t malformed_load_messages = 0;
 };

@@ -64,6 +64,11 @@ class PrefixIndex:
 
     def clear(self, worker: int) -> None: ...
 
+    def worker_blocks(self, worker: int) -> Annotated[NDArray[numpy.uint64], dict(shape=(None,))]:
+        """
+        The names (engine hashes) of the blocks that `worker` holds, ascending, orphans left out: uint64, (n,).  For tests and debugging: it looks at the whole index.
+        """
+
     def find_matches(self, local_hashes: object) -> Annotated[NDArray[numpy.uint32], dict(shape=(None,))]:
         """
         For each worker the number of leading blocks it holds: uint32, (num_workers,).
@@ -117,7 +122,7 @@ def policy_names() -> list[str]:
 class Router:
     """The router itself; kvrouter.KvRouter is its Python face."""
 
-    def __init__(self, *, block_size: int, kv_events: Sequence[str], load: Sequence[str], http: Sequence[str], policy: str = 'linear', seed: int = 0, startup_grace_s: float = 5.0, metrics_interval_s: float = 0.25) -> None: ...
+    def __init__(self, *, block_size: int, kv_events: Sequence[str], load: Sequence[str], http: Sequence[str], replay: Sequence[str] = [], policy: str = 'linear', seed: int = 0, startup_grace_s: float = 5.0, metrics_interval_s: float = 0.25) -> None: ...
 
     def start(self, kv_events: bool = True) -> None: ...
 

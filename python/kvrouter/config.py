@@ -24,6 +24,7 @@ class RouterConfig(TypedDict):
     policy: how "best" is decided (``kvrouter.policy_names()``); default "linear".
     worker_addresses: a host for each worker; default localhost for all.
     worker_ports: the KV-event port of each worker; its load port is as far from it as the two base ports are.
+    replay: lost KV events are asked for again, at each worker's KV-event port + 200; default False.
     """
 
     enabled: bool
@@ -34,6 +35,7 @@ class RouterConfig(TypedDict):
     policy: NotRequired[str]
     worker_addresses: NotRequired[list[str] | None]
     worker_ports: NotRequired[list[int] | None]
+    replay: NotRequired[bool]
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,13 @@ class WorkerAddress:
     def load_endpoint(self) -> str:
         """ZMQ endpoint of the load messages."""
         return f"tcp://{_bracketed(self.host)}:{self.metrics_port}"
+
+    @property
+    def replay_endpoint(self) -> str:
+        """ZMQ endpoint that replays past KV events, where ``kvrouter.vllm.kv_events_config`` puts it."""
+        from kvrouter.vllm.kv_events import REPLAY_PORT_OFFSET  # which imports vLLM's side only
+
+        return f"tcp://{_bracketed(self.host)}:{self.kv_events_port + REPLAY_PORT_OFFSET}"
 
 
 def _bracketed(host: str) -> str:

@@ -48,6 +48,9 @@ class KvRouter:
     worker_addresses: a host for each worker; default localhost.
     worker_ports: the KV-event port of each worker; its load port lies as far from it as the two base ports do.
     worker_urls: ``http://host:port`` of each worker (or None); /metrics is read of those that publish no load.
+    replay: what gets lost of a worker's KV events, or was published before the router started, is asked for again.
+        True: at its KV-events port + ``kvrouter.vllm.kv_events.REPLAY_PORT_OFFSET``, where
+        ``kvrouter.vllm.kv_events_config`` puts it; a list: the ZMQ endpoint of each worker (None: it has none).
     policy: one of ``kvrouter.policy_names()``.
     seed: of the random choice between equals.
     startup_grace_s: how many seconds a worker may be silent after start() before a warning says so.
@@ -65,6 +68,7 @@ class KvRouter:
         worker_ports: Sequence[int] | None = None,
         *,
         worker_urls: Sequence[str | None] | None = None,
+        replay: bool | Sequence[str | None] = False,
         policy: str = "linear",
         seed: int | None = None,
         startup_grace_s: float = 5.0,
@@ -77,6 +81,7 @@ class KvRouter:
         urls = [None] * num_workers if worker_urls is None else list(worker_urls)
         if len(urls) != num_workers:
             raise ValueError(f"Number of worker_urls ({len(urls)}) must match number of workers ({num_workers})")
+        replay_endpoints = _replay_endpoints(self.workers, replay)
         self.block_size = block_size
         self.num_workers = num_workers
         self._core = _core.Router(
@@ -84,6 +89,7 @@ class KvRouter:
             kv_events=[worker.kv_events_endpoint for worker in self.workers],
             load=[worker.load_endpoint for worker in self.workers],
             http=[url or "" for url in urls],
+            replay=replay_endpoints,
             policy=policy,
             seed=_random_seed() if seed is None else seed,
             startup_grace_s=startup_grace_s,
@@ -105,6 +111,7 @@ class KvRouter:
             base_metrics_port=config.get("base_metrics_port", DEFAULT_METRICS_PORT),
             worker_addresses=config.get("worker_addresses"),
             worker_ports=config.get("worker_ports"),
+            replay=config.get("replay", False),
             policy="round_robin" if mode == "round_robin" else config.get("policy", "linear"),
             **options,
         )
@@ -335,13 +342,14 @@ class KvRouter:
         """Between start() and close()."""
         return self._core.running
 
-    def worker_blocks(self, worker: int) -> list[int]:
-        """The worker's own names (engine hashes) of the blocks that it is believed to hold, in no order.
+    def worker_blocks(self, worker: int) -> NDArray[np.uint64]:
+        """The blocks that a worker holds as far as is known, for debugging: it looks at the whole index.
 
-        To compare the router's belief with the worker.  It walks the whole index: not for every request.
-        Raises ValueError when there is no such worker.
+        Returns the worker's own names (engine hashes) of them, ascending, uint64, (n,), those whose place in a
+        sequence is not known included.  Raises IndexError for a worker that there is not.
         """
-        return self._core.worker_blocks(worker)
+        blocks: NDArray[np.uint64] = self._core.index.worker_blocks(worker)
+        return blocks
 
     def status(self) -> dict[str, Any]:
         """What is known of each worker, and how decisions went; the keys are those of the HTTP API's /workers."""
@@ -351,6 +359,14 @@ class KvRouter:
 
 # The constructor's parameter of the same name hides the function.
 _addresses = worker_addresses
+
+
+def _replay_endpoints(workers: Sequence[WorkerAddress], replay: bool | Sequence[str | None]) -> list[str]:
+    if isinstance(replay, bool):
+        return [worker.replay_endpoint if replay else "" for worker in workers]
+    if len(replay) != len(workers):
+        raise ValueError(f"Number of replay endpoints ({len(replay)}) must match number of workers ({len(workers)})")
+    return [endpoint or "" for endpoint in replay]
 
 
 def _check_batch(tokens: Any, lengths: Any, hashes: Any, num_tokens: Any, lora_name: str | None) -> None:

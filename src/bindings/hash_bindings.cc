@@ -158,6 +158,20 @@ void bind_index(nb::module_& m) {
           [](PrefixIndex& self, std::int64_t worker) { self.clear(checked_worker(self.num_workers(), worker)); },
           nb::arg("worker"))
       .def(
+          "worker_blocks",
+          [](const PrefixIndex& self, std::int64_t worker) {
+            const WorkerId id = checked_worker(self.num_workers(), worker);
+            std::vector<EngineHash> blocks;
+            {
+              const nb::gil_scoped_release release;
+              blocks = self.worker_blocks(id);
+            }
+            return to_numpy(std::move(blocks));
+          },
+          nb::arg("worker"),
+          "The names (engine hashes) of the blocks that `worker` holds, ascending, orphans left out: uint64, (n,).  "
+          "For tests and debugging: it looks at the whole index.")
+      .def(
           "find_matches",
           [](const PrefixIndex& self, nb::handle local_hashes) {
             const HashView hashes(local_hashes, "local_hashes");

@@ -21,15 +21,18 @@ std::size_t checked_num_tokens(std::int64_t num_tokens) {
 
 RouterOptions make_options(std::int64_t block_size, const std::vector<std::string>& kv_events,
                            const std::vector<std::string>& load, const std::vector<std::string>& http,
-                           const std::string& policy, std::uint64_t seed, double startup_grace_s,
-                           double metrics_interval_s) {
+                           const std::vector<std::string>& replay, const std::string& policy, std::uint64_t seed,
+                           double startup_grace_s, double metrics_interval_s) {
   if (block_size < 1) throw nb::value_error("block_size must be at least 1");
-  if (kv_events.size() != load.size() || load.size() != http.size()) {
-    throw nb::value_error("kv_events, load and http must have one entry a worker each");
+  if (kv_events.size() != load.size() || load.size() != http.size() ||
+      (!replay.empty() && replay.size() != load.size())) {
+    throw nb::value_error("kv_events, load, http and replay (if it is given) must have one entry a worker each");
   }
   RouterOptions options;
   options.block_size = static_cast<std::size_t>(block_size);
-  for (std::size_t i = 0; i < kv_events.size(); ++i) options.workers.push_back({kv_events[i], load[i], http[i]});
+  for (std::size_t i = 0; i < kv_events.size(); ++i) {
+    options.workers.push_back({kv_events[i], load[i], http[i], replay.empty() ? "" : replay[i]});
+  }
   options.policy = policy;
   options.seed = seed;
   const auto milliseconds = [](double seconds) {
@@ -176,14 +179,15 @@ void bind_router(nb::module_& m) {
       .def(
           "__init__",
           [](Router* self, std::int64_t block_size, const std::vector<std::string>& kv_events,
-             const std::vector<std::string>& load, const std::vector<std::string>& http, const std::string& policy,
-             std::uint64_t seed, double startup_grace_s, double metrics_interval_s) {
-            construct(self, make_options(block_size, kv_events, load, http, policy, seed, startup_grace_s,
+             const std::vector<std::string>& load, const std::vector<std::string>& http,
+             const std::vector<std::string>& replay, const std::string& policy, std::uint64_t seed,
+             double startup_grace_s, double metrics_interval_s) {
+            construct(self, make_options(block_size, kv_events, load, http, replay, policy, seed, startup_grace_s,
                                          metrics_interval_s));
           },
           nb::kw_only(), nb::arg("block_size"), nb::arg("kv_events"), nb::arg("load"), nb::arg("http"),
-          nb::arg("policy") = "linear", nb::arg("seed") = 0, nb::arg("startup_grace_s") = 5.0,
-          nb::arg("metrics_interval_s") = 0.25)
+          nb::arg("replay") = std::vector<std::string>{}, nb::arg("policy") = "linear", nb::arg("seed") = 0,
+          nb::arg("startup_grace_s") = 5.0, nb::arg("metrics_interval_s") = 0.25)
       .def("start", &Router::start, nb::arg("kv_events") = true, nb::call_guard<nb::gil_scoped_release>())
       .def("stop", &Router::stop, nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("running", &Router::running)
@@ -268,14 +272,6 @@ void bind_router(nb::module_& m) {
           },
           nb::arg("worker"), nb::arg("kv_usage"), nb::arg("waiting"), nb::arg("running") = 0)
       .def_prop_ro("index", &Router::index, nb::rv_policy::reference_internal)
-      .def(
-          "worker_blocks",
-          [](Router& self, std::int64_t worker) {
-            const WorkerId id = checked_worker(self.num_workers(), worker);
-            const nb::gil_scoped_release release;
-            return self.index().block_names(id);
-          },
-          nb::arg("worker"), "The worker's own names of the blocks that it is believed to hold, in no order.")
       .def(
           "status_json", [](Router& self) { return answer_router_request(self, {"GET", "/workers", "", ""}).body; },
           nb::call_guard<nb::gil_scoped_release>(), "What GET /workers of the router's HTTP API answers.")

@@ -52,11 +52,10 @@ class FlatMap {
     return true;
   }
 
-  // Calls f(key, value) for each entry.
-  template <typename F>
-  void for_each(F f) const {
+  template <typename Visit>  // (key, value)
+  void for_each(Visit visit) const {
     for (const Slot& slot : slots_) {
-      if (slot.used) f(slot.key, slot.value);
+      if (slot.used) visit(slot.key, slot.value);
     }
   }
 

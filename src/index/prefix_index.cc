@@ -49,11 +49,9 @@ std::size_t PrefixIndex::held_blocks(WorkerId worker) const {
   return impl_->tree.held_blocks(worker);
 }
 
-std::vector<EngineHash> PrefixIndex::block_names(WorkerId worker) const {
+std::vector<EngineHash> PrefixIndex::worker_blocks(WorkerId worker) const {
   const std::lock_guard lock(impl_->writers);
-  std::vector<EngineHash> names;
-  impl_->tree.list_names(worker, names);
-  return names;
+  return impl_->tree.worker_blocks(worker);
 }
 
 PrefixIndexStats PrefixIndex::stats() const {

@@ -32,7 +32,7 @@ class Tree {
   void remove(WorkerId worker, std::span<const EngineHash> names);
   void clear(WorkerId worker);
   void add_to(PrefixIndexStats& stats) const;
-  void list_names(WorkerId worker, std::vector<EngineHash>& out);
+  std::vector<EngineHash> worker_blocks(WorkerId worker);
 
   // For readers, at any time.
   const NodeLayout& layout() const { return layout_; }

@@ -2,6 +2,8 @@
 //
 // Every block goes by the name under which it was first stored (its common name, in the run store and the name table),
 // or by none (kNoName) if that name stands for another block already.  Workers that use other names have aliases.
+#include <algorithm>
+
 #include "index/tree.h"
 
 namespace kvrouter {
@@ -102,18 +104,20 @@ void Tree::remove(WorkerId worker, std::span<const EngineHash> engine_hashes) {
   lose_blocks(worker, lost_);
 }
 
-void Tree::list_names(WorkerId worker, std::vector<EngineHash>& out) {
-  const WorkerNames& names = workers_[worker];
+std::vector<EngineHash> Tree::worker_blocks(WorkerId worker) {
+  std::vector<EngineHash> held;
   for (NodeId node = NodePool::kFirst; node < nodes_.end(); ++node) {
     if (!in_tree(node)) continue;
-    const BlockId begin = nodes_.info(node).start;
-    const BlockId end = begin + coverage(node, worker);
-    for (BlockId block = begin; block < end; ++block) {
-      if (runs_.engine(block) != kNoName && names.by_common_name(block)) out.push_back(runs_.engine(block));
+    const BlockId start = nodes_.info(node).start;
+    const BlockId end = start + coverage(node, worker);
+    for (BlockId block = start; block < end; ++block) {
+      if (workers_[worker].by_common_name(block) && runs_.engine(block) != kNoName) held.push_back(runs_.engine(block));
     }
   }
-  names.aliases.for_each([&](EngineHash name, BlockId) { out.push_back(name); });
-  names.orphans.for_each([&](EngineHash name) { out.push_back(name); });
+  workers_[worker].aliases.for_each([&](EngineHash name, BlockId) { held.push_back(name); });
+  workers_[worker].orphans.for_each([&](EngineHash name) { held.push_back(name); });
+  std::sort(held.begin(), held.end());
+  return held;
 }
 
 void Tree::add_to(PrefixIndexStats& stats) const {

@@ -10,6 +10,7 @@ namespace {
 constexpr std::int64_t kMaxKvMessageBytes = 64 * 1024 * 1024;
 constexpr std::int64_t kMaxLoadMessageBytes = 64 * 1024;
 constexpr int kKvHighWaterMark = 100'000;  // batches; what vLLM's publisher holds back as well
+constexpr int kLoadHighWaterMark = 1000;
 constexpr int kReconnectMs = 100;
 constexpr int kReconnectMaxMs = 500;  // what a worker publishes before the router is back is lost to it
 // A peer whose machine is gone says nothing; without heartbeats the connection would look alive for hours.
@@ -33,7 +34,9 @@ Channel::Channel(zmq::context_t& context, Kind kind, const std::string& endpoint
   socket_.set(zmq::sockopt::heartbeat_timeout, kHeartbeatTimeoutMs);
   if (endpoint.find('[') != std::string::npos) socket_.set(zmq::sockopt::ipv6, true);
   if (kind == Kind::kLoad) {
-    socket_.set(zmq::sockopt::conflate, true);  // the newest message is the only one of interest
+    // The newest message is the only one of interest, but ZMQ_CONFLATE is not for what others send: a message of
+    // several parts makes libzmq abort.
+    socket_.set(zmq::sockopt::rcvhwm, kLoadHighWaterMark);
     socket_.set(zmq::sockopt::maxmsgsize, kMaxLoadMessageBytes);
   } else {
     socket_.set(zmq::sockopt::rcvhwm, kKvHighWaterMark);

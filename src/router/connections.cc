@@ -22,7 +22,7 @@ constexpr std::chrono::milliseconds kTick{50};
 // libzmq takes a few descriptors a socket; the common soft limit of 1,024 is too low for a large fleet.
 void raise_descriptor_limit(std::size_t num_workers) {
   rlimit limit{};
-  const rlim_t wanted = 256 + 8 * static_cast<rlim_t>(num_workers);
+  const rlim_t wanted = 256 + 10 * static_cast<rlim_t>(num_workers);
   if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= wanted) return;
   limit.rlim_cur = std::min(wanted, limit.rlim_max);
   setrlimit(RLIMIT_NOFILE, &limit);
@@ -35,9 +35,9 @@ class Connections::Impl {
   Impl(const Context& context, bool kv_events) : context_(context), kv_events_(kv_events) {
     const std::size_t n = context.options.workers.size();
     raise_descriptor_limit(n);
-    // Two channels a worker, each a socket, its monitor, and the socket in which libzmq feeds the monitor; closed ones
-    // linger.
-    zmq_.set(zmq::ctxopt::max_sockets, static_cast<int>(12 * n + 16));
+    // Two channels a worker, each a socket, its monitor, and the socket in which libzmq feeds the monitor, and one for
+    // replays; closed ones linger.
+    zmq_.set(zmq::ctxopt::max_sockets, static_cast<int>(16 * n + 16));
     const auto started = WorkerLink::Clock::now();
     std::vector<std::string> urls;
     for (WorkerId w = 0; w < n; ++w) {
@@ -89,7 +89,7 @@ class Connections::Impl {
   const WorkerLink& link(WorkerId worker) const { return *links_[worker]; }
 
  private:
-  enum class Source { kKvEvents, kLoad, kMonitor };
+  enum class Source { kKvEvents, kReplay, kLoad, kMonitor };
   struct Item {
     WorkerLink* link;
     Source source;
@@ -132,6 +132,8 @@ class Connections::Impl {
         links_[asked->worker].swap(link);
       }
       link.reset();
+      // Before the new link applies anything: what it learns must not be wiped.
+      context_.sinks[asked->worker].on_interrupted();
       list(polled, items);
       asked->done->set_value();
     } catch (const zmq::error_t& error) {
@@ -151,7 +153,10 @@ class Connections::Impl {
     };
     for (auto& link : links_) {
       // A worker's messages stand before its monitor's news: what arrived before a loss is applied before it.
-      if (Channel* kv = link->kv_channel()) add(link.get(), kv->socket(), Source::kKvEvents);
+      if (Channel* kv = link->kv_channel(); kv && link->takes_kv_events()) {
+        add(link.get(), kv->socket(), Source::kKvEvents);
+      }
+      if (zmq::socket_t* replay = link->replay_socket()) add(link.get(), *replay, Source::kReplay);
       if (Channel* load = link->load_channel()) add(link.get(), load->socket(), Source::kLoad);
       if (Channel* kv = link->kv_channel()) add(link.get(), kv->monitor(), Source::kMonitor);
       if (Channel* load = link->load_channel()) add(link.get(), load->monitor(), Source::kMonitor);
@@ -166,6 +171,9 @@ class Connections::Impl {
     auto next_tick = WorkerLink::Clock::now();
     while (!stop_) {
       try {
+        bool changed = false;
+        for (auto& link : links_) changed = link->polling_changed() || changed;
+        if (changed) list(polled, items);
         zmq::poll(polled.data(), polled.size(), kTick);
         if (polled[0].revents & ZMQ_POLLIN) {
           replace_if_asked(polled, items);
@@ -175,9 +183,10 @@ class Connections::Impl {
           if (polled[i].revents & ZMQ_POLLIN) serve(items[i]);
         }
         const auto now = WorkerLink::Clock::now();
-        if (now < next_tick) continue;
-        next_tick = now + kTick;
-        for (auto& link : links_) link->tick(now);
+        if (now >= next_tick) {
+          next_tick = now + kTick;
+          for (auto& link : links_) link->tick(now);
+        }
       } catch (const std::exception& error) {  // one worker's trouble (or a signal) must not end the others' service
         if (stop_) return;
         context_.notices.post(Notice::Level::kError, std::string("in the network thread: ") + error.what());
@@ -189,6 +198,8 @@ class Connections::Impl {
     switch (item.source) {
       case Source::kKvEvents:
         return item.link->read_kv_events();
+      case Source::kReplay:
+        return item.link->read_replay();
       case Source::kLoad:
         return item.link->read_load();
       case Source::kMonitor:

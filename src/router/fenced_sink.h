@@ -1,6 +1,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 
 #include "kvrouter/kv_event.h"
 #include "kvrouter/prefix_index.h"
@@ -22,17 +23,17 @@ class FencedSink final : public KvEventSink {
 
   // Forgets what the worker holds, and lets no store in until it has said once more that its cache is cleared.
   void fence() {
+    ++resets_;
     ++awaited_;
     index_.clear(worker_);
   }
-  // Forgets what the worker holds; what it stores from now on counts.  Also for a stream that is interrupted (a gap, a
-  // reconnection, a restart): the AllBlocksCleared may be among what was lost, and would be waited for in vain.  If it
-  // is not, old blocks that come between the gap and it are believed until it comes, which is with the worker's next
-  // engine step.
+  // Forgets what the worker holds; what it stores from now on counts.
   void lift() {
-    awaited_ = 0;
-    index_.clear(worker_);
+    ++resets_;
+    on_interrupted();
   }
+  // How often either was called.  A replay must not bring back what a reset has removed: its reader watches this.
+  std::uint64_t resets() const { return resets_; }
 
   void on_stored(std::optional<EngineHash> parent, std::span<const StoredBlock> blocks) override {
     if (awaited_ > 0) return;
@@ -49,12 +50,21 @@ class FencedSink final : public KvEventSink {
     }
     index_.clear(worker_);
   }
-  void on_interrupted() override { lift(); }
+  // A gap, a reconnection, a restart: the AllBlocksCleared may be among what was lost, and would be waited for in vain.
+  // If it is not, old blocks that come between the gap and it are believed until it comes, which is with the worker's
+  // next engine step.
+  void on_interrupted() override {
+    awaited_ = 0;
+    index_.clear(worker_);
+  }
+  // A replay brings the AllBlocksCleared as well: the fence stays up.
+  void on_forgotten() override { index_.clear(worker_); }
 
  private:
   PrefixIndex& index_;
   WorkerId worker_;
   std::atomic<int> awaited_{0};  // AllBlocksCleared still to come
+  std::atomic<std::uint64_t> resets_{0};
 };
 
 }  // namespace kvrouter

@@ -200,13 +200,17 @@ class Router::Impl {
   void set_worker(WorkerId worker, WorkerEndpoints endpoints) {
     validate_worker_url(endpoints.http);
     const std::lock_guard lifecycle(lifecycle_mutex_);  // connections_ changes under it only
-    if (connections_) connections_->replace(worker, endpoints);
+    if (connections_) {
+      connections_->replace(worker, endpoints);  // and forgets what the worker held
+    } else {
+      sinks_[worker].lift();
+    }
     {
       const std::unique_lock lock(connections_mutex_);
       options_.workers[worker] = std::move(endpoints);
     }
     loads_.update(worker, {});
-    reset(worker, Reset::kNow);
+    if (account_) account_->forget_prefixes();
   }
 
   void reset(std::optional<WorkerId> worker, Reset kind) {
@@ -293,7 +297,8 @@ class Router::Impl {
     {
       const std::shared_lock lock(connections_mutex_);
       for (WorkerId w = 0; w < n; ++w) {
-        views[w].available = may_serve(w) && (!connections_ || connections_->state(w) != WorkerState::kDown);
+        const WorkerState state = connections_ ? connections_->state(w) : WorkerState::kUp;
+        views[w].available = may_serve(w) && state != WorkerState::kDown && state != WorkerState::kSuspect;
         any_available = any_available || views[w].available;
       }
     }

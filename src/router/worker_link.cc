@@ -1,6 +1,7 @@
 #include "router/worker_link.h"
 
 #include <cstring>
+#include <utility>
 
 namespace kvrouter {
 namespace {
@@ -9,6 +10,7 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 
 constexpr int kMessagesPerTurn = 256;
+constexpr int kReplayMessagesPerTurn = 64;
 // The two channels of a worker that dies are lost one after the other; wait for both before saying which case it is.
 constexpr milliseconds kLossGrace{300};
 constexpr seconds kChannelLossGrace{3};
@@ -19,17 +21,23 @@ constexpr seconds kNoEventsGrace{30};
 }  // namespace
 
 WorkerLink::WorkerLink(zmq::context_t& zmq, WorkerId worker, const WorkerEndpoints& endpoints, const Context& context)
-    : worker_(worker), endpoints_(endpoints), context_(context), stream_(context.options.block_size, context.sink) {
+    : worker_(worker),
+      endpoints_(endpoints),
+      context_(context),
+      stream_(context.options.block_size, context.sink,
+              context.kv_events && !endpoints.kv_events.empty() && !endpoints.replay.empty()),
+      resets_(context.sink.resets()) {
   if (context.kv_events && !endpoints.kv_events.empty()) {
     kv_.emplace(zmq, Channel::Kind::kKvEvents, endpoints.kv_events, context.first_channel);
   }
+  if (kv_ && !endpoints.replay.empty()) replay_.emplace(zmq, endpoints.replay, stream_);
   if (!endpoints.load.empty()) {
     load_.emplace(zmq, Channel::Kind::kLoad, endpoints.load, context.first_channel + 1);
   }
 }
 
 void WorkerLink::read_kv_events() {
-  for (int i = 0; i < kMessagesPerTurn && read_kv_event(); ++i) {
+  for (int i = 0; i < kMessagesPerTurn && takes_kv_events() && read_kv_event(); ++i) {
   }
   publish_status();
 }
@@ -57,8 +65,11 @@ void WorkerLink::on_kv_message(const zmq::message_t& sequence, const zmq::messag
   std::uint64_t number = 0;
   std::memcpy(&number, sequence.data(), sizeof number);
   number = __builtin_bswap64(number);
-  const bool first = !stream_.last_sequence();
+  const bool first = !replay_ && !stream_.last_sequence();
+  check_resets();
   stream_.on_batch(number, {static_cast<const std::byte*>(payload.data()), payload.size()});
+  hear();
+  if (replay_) replay_->on_live(Clock::now());
   if (first && number > 0 && !told_late_start_) {
     told_late_start_ = true;
     tell(Notice::Level::kInfo, "has published " + std::to_string(number) +
@@ -66,29 +77,74 @@ void WorkerLink::on_kv_message(const zmq::message_t& sequence, const zmq::messag
   }
 }
 
-void WorkerLink::read_load() {
-  zmq::message_t message;
-  while (load_->socket().recv(message, zmq::recv_flags::dontwait)) {  // conflating: one message at most
-    const LoadOrError result = parse_load_message(message.to_string_view());
-    if (result.ok()) {
-      context_.loads.update(worker_, result.load);
-      ++load_messages_;
-    } else {
-      ++malformed_load_messages_;
-      load_error_ = result.error;
-    }
+void WorkerLink::check_resets() {
+  const std::uint64_t resets = context_.sink.resets();
+  if (resets == resets_) return;
+  resets_ = resets;
+  stream_.on_reset();
+}
+
+void WorkerLink::read_replay() {
+  for (int i = 0; i < kReplayMessagesPerTurn; ++i) {
+    check_resets();
+    if (!replay_->read(Clock::now())) break;
   }
   publish_status();
+}
+
+bool WorkerLink::polling_changed() {
+  const bool kv_changed = std::exchange(polled_kv_, takes_kv_events()) != takes_kv_events();
+  return (replay_ && replay_->socket_changed()) || kv_changed;
+}
+
+void WorkerLink::read_load() {
+  zmq::message_t newest;
+  bool any = false;
+  for (int i = 0; i < kMessagesPerTurn; ++i) {
+    zmq::message_t message;
+    if (!load_->socket().recv(message, zmq::recv_flags::dontwait)) break;
+    if (!message.more()) {
+      newest = std::move(message);
+      any = true;
+      continue;
+    }
+    ++malformed_load_messages_;
+    load_error_ = "a load message has one part: are these KV events?";
+    while (message.more() && load_->socket().recv(message, zmq::recv_flags::none)) {
+    }
+  }
+  if (any) read_load_message(newest.to_string_view());
+  publish_status();
+}
+
+void WorkerLink::read_load_message(std::string_view text) {
+  const LoadOrError result = parse_load_message(text);
+  if (result.ok()) {
+    context_.loads.update(worker_, result.load);
+    hear();
+    ++load_messages_;
+  } else {
+    ++malformed_load_messages_;
+    load_error_ = result.error;
+  }
 }
 
 void WorkerLink::update_connections() {
   if (kv_) {
     const bool was_connected = kv_->connected();
     if (kv_->update()) {
-      // What is still queued was said by the connection that is lost: it is read before the belief in it ends.
-      while (read_kv_event()) {
+      // What is still queued was said by the connection that is lost: it is read before the belief in it ends.  While
+      // it waits for a replay it is dropped instead: if the worker lives, the replay brings it.
+      if (takes_kv_events()) {
+        while (takes_kv_events() && read_kv_event()) {
+        }
       }
+      zmq::message_t dropped;
+      while (kv_->socket().recv(dropped, zmq::recv_flags::dontwait)) {
+      }
+      check_resets();
       stream_.on_disconnected();
+      if (replay_) replay_->on_disconnected();
     }
     kv_connected_.store(kv_->connected(), std::memory_order_relaxed);
     if (!was_connected && kv_->connected()) told_kv_lost_ = false;
@@ -105,6 +161,7 @@ void WorkerLink::on_metrics(const LoadOrError& result) {
   if (result.ok()) {
     context_.loads.update(worker_, result.load);
     metrics_ever_ok_.store(true, std::memory_order_relaxed);
+    probe_answered_.store(true, std::memory_order_relaxed);
   }
   metrics_ok_.store(result.ok(), std::memory_order_relaxed);
 }
@@ -112,9 +169,45 @@ void WorkerLink::on_metrics(const LoadOrError& result) {
 void WorkerLink::tick(Clock::time_point now) {
   if (kv_) kv_->redial_if_given_up(now);
   if (load_) load_->redial_if_given_up(now);
+  if (replay_) {
+    check_resets();
+    replay_->tick(now, kv_->connected(), kv_->changed_at());
+    publish_status();
+  }
   update_state(now);
+  suspect_silent(now);
   tell_silence(now);
   tell_trouble(now);
+}
+
+void WorkerLink::hear() {
+  heard_decisions_ = context_.decisions.load(std::memory_order_relaxed);
+  silent_since_ = {};
+  if (state() != WorkerState::kSuspect) return;
+  state_.store(WorkerState::kUp, std::memory_order_relaxed);
+  tell(Notice::Level::kInfo, "speaks again: it gets requests again");
+}
+
+void WorkerLink::suspect_silent(Clock::time_point now) {
+  if (probe_answered_.exchange(false, std::memory_order_relaxed)) hear();
+  if (state() == WorkerState::kSuspect) {
+    if (now - suspected_at_ < 2 * context_.options.suspect_after) return;
+    heard_decisions_ = context_.decisions.load(std::memory_order_relaxed);
+    silent_since_ = {};
+    state_.store(WorkerState::kUp, std::memory_order_relaxed);
+    return;
+  }
+  if (state() != WorkerState::kUp || !load_ || !load_->connected() || load_messages_ == 0) return;
+  if (context_.decisions.load(std::memory_order_relaxed) == heard_decisions_) return;
+  if (silent_since_ == Clock::time_point{}) silent_since_ = now;
+  if (now - silent_since_ < context_.options.suspect_after) return;
+  suspected_at_ = now;
+  state_.store(WorkerState::kSuspect, std::memory_order_relaxed);
+  if (!may_tell(now, suspected_told_at_)) return;
+  tell(Notice::Level::kWarning,
+       "was sent requests and has said nothing for " + std::to_string(context_.options.suspect_after.count()) +
+           " ms: requests go to the other workers until it speaks" +
+           (endpoints_.http.empty() ? " (or for twice as long)" : ", or its /metrics answers"));
 }
 
 void WorkerLink::update_state(Clock::time_point now) {
@@ -125,7 +218,7 @@ void WorkerLink::update_state(Clock::time_point now) {
                     metrics_ever_ok_.load(std::memory_order_relaxed);
   const WorkerState before = state();
   if (kv_up || load_up || metrics_up) {
-    if (before != WorkerState::kUp) {
+    if (before != WorkerState::kUp && before != WorkerState::kSuspect) {
       if (before == WorkerState::kDown) {
         tell(Notice::Level::kInfo, "is back, with an empty cache as far as is known");
       } else if (told_silence_) {
@@ -215,9 +308,23 @@ void WorkerLink::tell_trouble(Clock::time_point now) {
                                     "to the same value");
   }
   const KvEventStreamCounts& counts = stream_.counts();
+  if (replay_ && replay_->take_unavailable()) {
+    tell(Notice::Level::kWarning, "answers no request for a replay of its KV events at " + replay_->endpoint() +
+                                      ": what is lost is learnt anew. Give vLLM's --kv-events-config a replay_endpoint "
+                                      "and the router the same address, or set replay to false");
+  }
+  if (counts.too_short_buffers > told_short_buffers_ && may_tell(now, short_buffers_told_at_)) {
+    tell(Notice::Level::kWarning,
+         "no longer has the KV events that the router lacks: what it caches is learnt anew, "
+         "and until it clears its cache it is routed to by its load and what is known. A "
+         "larger buffer_steps in its --kv-events-config keeps more");
+    told_short_buffers_ = counts.too_short_buffers;
+  }
   if (counts.gaps > told_gaps_ && may_tell(now, gaps_told_at_)) {
-    tell(Notice::Level::kWarning, "has a gap in its KV events (" + std::to_string(counts.missed_batches) +
-                                      " batches missed so far): what it caches is unknown and is learnt anew");
+    tell(Notice::Level::kWarning,
+         "has a gap in its KV events (" + std::to_string(counts.missed_batches) + " batches missed so far): " +
+             (replay_ && replay_->available() ? "they are asked for again"
+                                              : "what it caches is unknown and is learnt anew"));
     told_gaps_ = counts.gaps;
   }
   const std::uint64_t malformed = counts.malformed + malformed_kv_messages_;
@@ -250,6 +357,12 @@ void WorkerLink::publish_status() {
   status_.missed_batches = stream_.counts().missed_batches;
   status_.duplicates = stream_.counts().duplicates;
   status_.restarts = stream_.counts().restarts;
+  status_.knowledge = stream_.behind()  ? CacheKnowledge::kRecovering
+                      : stream_.whole() ? CacheKnowledge::kWhole
+                                        : CacheKnowledge::kPartial;
+  status_.resyncs = stream_.counts().resyncs;
+  status_.replayed_batches = stream_.counts().replayed_batches;
+  status_.failed_replays = replay_ ? replay_->failures() : 0;
   status_.load_messages = load_messages_;
   status_.malformed_load_messages = malformed_load_messages_;
 }

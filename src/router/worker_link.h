@@ -8,12 +8,14 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "events/kv_event_stream.h"
 #include "kvrouter/router.h"
 #include "router/channel.h"
 #include "router/fenced_sink.h"
 #include "router/notices.h"
+#include "router/replay.h"
 
 namespace kvrouter {
 
@@ -41,21 +43,35 @@ class WorkerLink {
   // Looks at the clock: silence, loss and recovery become notices here.
   void tick(Clock::time_point now);
 
+  // False while live batches wait for a replay: their socket is not to be polled then.
+  bool takes_kv_events() const { return !stream_.behind(); }
+  // The socket of a replay, or null; and whether it, or takes_kv_events(), has changed since this was last asked.
+  zmq::socket_t* replay_socket() { return replay_ ? replay_->socket() : nullptr; }
+  bool polling_changed();
+  void read_replay();
+
   Channel* kv_channel() { return kv_ ? &*kv_ : nullptr; }
   Channel* load_channel() { return load_ ? &*load_ : nullptr; }
 
   // From any thread.
   WorkerState state() const { return state_.load(std::memory_order_relaxed); }
   bool hears_kv_events() const { return kv_connected_.load(std::memory_order_relaxed); }
-  bool wants_metrics() const { return !load_connected_.load(std::memory_order_relaxed); }
+  // Of a suspect they are the probe: one that answers is slow, not dead.
+  bool wants_metrics() const {
+    return !load_connected_.load(std::memory_order_relaxed) || state() == WorkerState::kSuspect;
+  }
   void on_metrics(const LoadOrError& result);
   void describe(WorkerStatus& status) const;
 
  private:
   // Reads one message; false if there is none.
   bool read_kv_event();
+  void check_resets();
   void on_kv_message(const zmq::message_t& sequence, const zmq::message_t& payload);
+  void read_load_message(std::string_view text);
   void publish_status();
+  void hear();
+  void suspect_silent(Clock::time_point now);
   void update_state(Clock::time_point now);
   void tell_silence(Clock::time_point now);
   void tell_trouble(Clock::time_point now);
@@ -67,6 +83,9 @@ class WorkerLink {
   WorkerEndpoints endpoints_;
   Context context_;
   KvEventStream stream_;
+  std::optional<Replay> replay_;
+  std::uint64_t resets_;  // of the sink, as far as the stream has been told
+  bool polled_kv_ = true;
   std::optional<Channel> kv_;
   std::optional<Channel> load_;
 
@@ -75,6 +94,12 @@ class WorkerLink {
   std::atomic<bool> load_connected_{false};
   std::atomic<bool> metrics_ok_{false};
   std::atomic<bool> metrics_ever_ok_{false};
+  std::atomic<bool> probe_answered_{false};
+
+  // An idle worker says nothing, so silence counts only from the first request on that it was sent after its last word.
+  std::uint64_t heard_decisions_ = 0;
+  Clock::time_point silent_since_{};  // {}: nothing was sent to it since
+  Clock::time_point suspected_at_{};
 
   std::uint64_t load_messages_ = 0;
   std::uint64_t malformed_load_messages_ = 0;
@@ -89,9 +114,11 @@ class WorkerLink {
   bool told_load_lost_ = false;
   std::size_t told_block_size_ = 0;
   std::uint64_t told_gaps_ = 0;
+  std::uint64_t told_short_buffers_ = 0;
   std::uint64_t told_malformed_ = 0;
   std::uint64_t told_malformed_load_ = 0;
-  Clock::time_point gaps_told_at_{}, malformed_told_at_{}, malformed_load_told_at_{};
+  Clock::time_point gaps_told_at_{}, short_buffers_told_at_{}, suspected_told_at_{}, malformed_told_at_{},
+      malformed_load_told_at_{};
 
   mutable std::mutex status_mutex_;
   WorkerStatus status_;  // the counts, as of the last burst read

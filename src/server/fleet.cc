@@ -45,7 +45,7 @@ Fleet::Added Fleet::add(const WorkerSpec& spec) {
   const auto id = static_cast<WorkerId>(slot - workers_.begin());
   try {
     HostPort address = parse_worker_url(url);
-    router_.set_worker(id, {spec.kv_events, spec.load, url});
+    router_.set_worker(id, {spec.kv_events, spec.load, url, spec.replay});
     FleetWorker worker(options_.breaker);
     worker.spec = spec;
     worker.spec.url = url;

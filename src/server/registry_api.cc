@@ -61,7 +61,7 @@ ApiAnswer list_blocks(Router& router, const Fleet& fleet, const HttpRequest& req
   if (worker >= fleet.num_slots() || !fleet.worker(worker).present) {
     return failure(404, "there is no worker " + std::to_string(worker));
   }
-  return {200, dump({{"worker_id", worker}, {"blocks", router.index().block_names(worker)}})};
+  return {200, dump({{"worker_id", worker}, {"blocks", router.index().worker_blocks(worker)}})};
 }
 
 ApiAnswer add_worker(Fleet& fleet, const std::string& body) {

@@ -48,6 +48,8 @@ std::string_view name_of(WorkerState state) {
       return "up";
     case WorkerState::kDown:
       return "down";
+    case WorkerState::kSuspect:
+      return "suspect";
   }
   return "";
 }
@@ -64,10 +66,23 @@ std::string_view name_of(LoadSource source) {
   return "";
 }
 
+std::string_view name_of(CacheKnowledge knowledge) {
+  switch (knowledge) {
+    case CacheKnowledge::kPartial:
+      return "partial";
+    case CacheKnowledge::kWhole:
+      return "whole";
+    case CacheKnowledge::kRecovering:
+      return "recovering";
+  }
+  return "";
+}
+
 json describe(WorkerId id, const WorkerStatus& worker) {
   const KvEventCounts& events = worker.events;
   return {{"worker_id", id},
           {"kv_events_endpoint", worker.endpoints.kv_events},
+          {"replay_endpoint", worker.endpoints.replay},
           {"load_endpoint", worker.endpoints.load},
           {"url", worker.endpoints.http},
           {"state", name_of(worker.state)},
@@ -86,6 +101,10 @@ json describe(WorkerId id, const WorkerStatus& worker) {
           {"gaps", worker.gaps},
           {"missed_batches", worker.missed_batches},
           {"restarts", worker.restarts},
+          {"cache_knowledge", name_of(worker.knowledge)},
+          {"resyncs", worker.resyncs},
+          {"replayed_batches", worker.replayed_batches},
+          {"failed_replays", worker.failed_replays},
           {"load_messages", worker.load_messages},
           {"malformed_load_messages", worker.malformed_load_messages}};
 }

@@ -137,6 +137,10 @@ void add_workers(Page& page, const RouterStatus& status, const Fleet& fleet) {
   add("kvrouter_worker_requests_total", "counter", "Requests sent to it by the gateway.",
       [](F f, S) { return number_of(f.requests); });
   add("kvrouter_worker_errors_total", "counter", "Of these, failed by it.", [](F f, S) { return number_of(f.errors); });
+  add("kvrouter_worker_resyncs_total", "counter", "Replays that brought what is known of its cache up to date.",
+      [](F, S s) { return number_of(s.resyncs); });
+  add("kvrouter_worker_replayed_batches_total", "counter", "Batches of its KV events that a replay brought.",
+      [](F, S s) { return number_of(s.replayed_batches); });
   add("kvrouter_worker_decisions_total", "counter", "Decisions for it.", [](F, S s) { return number_of(s.decisions); });
   add("kvrouter_worker_cached_blocks", "gauge", "KV blocks that it is known to hold.",
       [](F, S s) { return number_of(s.cached_blocks); });

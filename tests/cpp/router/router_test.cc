@@ -278,6 +278,22 @@ TEST_F(RouterOnSockets, WorkerThatDies_IsToldOnceAndLeftOutUntilItIsBack) {
   EXPECT_TRUE(eventually([&] { return router_->choose_for_tokens(kTokens).worker == 1; }));
 }
 
+// With ZMQ_CONFLATE libzmq would end the process.
+TEST_F(RouterOnSockets, LoadMessageOfSeveralParts_IsMalformedAndTheNextOneCounts) {
+  add_worker();
+  start();
+  ASSERT_TRUE(eventually([&] {
+    workers_[0].load->send_frames({"kv", "12345678", "payload"});
+    std::this_thread::sleep_for(5ms);
+    return router_->status().workers[0].malformed_load_messages > 0;
+  }));
+  ASSERT_TRUE(eventually([&] {
+    workers_[0].load->send_load(R"({"kv_cache_usage": 0.25, "num_waiting_reqs": 3})");
+    std::this_thread::sleep_for(5ms);
+    return router_->loads().get(0) == WorkerLoad{0.25, 3, 0};
+  }));
+}
+
 // libzmq gives up for good on a peer that breaks its protocol.
 TEST_F(RouterOnSockets, PortThatAnotherProgramHadMeanwhile_IsHeardAgain) {
   add_worker();
