@@ -149,7 +149,9 @@ ReplayStep KvEventStream::on_replayed(std::uint64_t sequence, std::span<const st
 
 ReplayStep KvEventStream::on_replay_end() {
   if (!answered_) {
-    if (asked_from_) {  // it does not know the batch that it published: another life, in which it was not (yet)
+    if (asked_from_) {  // it does not know a batch that it has published
+      // Without a lost connection it is the same life, which keeps no batches.
+      if (!unverified_) return ReplayStep::kWrong;
       restarted();
       behind_ = true;
       return ReplayStep::kAgain;

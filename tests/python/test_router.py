@@ -98,6 +98,26 @@ def test_worker_endpoints():
     assert [w.metrics_port for w in router.workers] == [7100, 8100]
 
 
+def test_replay_endpoints():
+    def endpoints(router):
+        return [worker["replay_endpoint"] for worker in router.status()["workers"]]
+
+    assert endpoints(KvRouter(num_workers=2)) == ["", ""]
+    assert endpoints(KvRouter(num_workers=2, replay=True)) == ["tcp://localhost:5757", "tcp://localhost:5758"]
+    assert endpoints(KvRouter(num_workers=2, replay=["tcp://a:1", None])) == ["tcp://a:1", ""]
+    with pytest.raises(ValueError, match="replay endpoints"):
+        KvRouter(num_workers=2, replay=["tcp://a:1"])
+
+
+def test_worker_blocks_are_the_workers_names_in_order():
+    router = KvRouter(num_workers=2, block_size=4)
+    router._core.index.store(1, None, [10, 20, 30], [7, 5, 6])
+    assert router.worker_blocks(0).tolist() == []
+    assert router.worker_blocks(1).tolist() == [5, 6, 7]
+    router._core.index.remove(1, [5])
+    assert router.worker_blocks(1).tolist() == [6, 7]
+
+
 def test_from_config():
     config: RouterConfig = {
         "enabled": True,

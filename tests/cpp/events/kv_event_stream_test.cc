@@ -175,6 +175,15 @@ TEST(KvEventStreamWithReplay, WorkerThatDoesNotKnowItsLastBatch_HasRestarted) {
   EXPECT_EQ(live(stream, 0), BatchOutcome::kApplied);
 }
 
+TEST(KvEventStreamWithReplay, WorkerThatKeepsNoBatches_IsNotTakenForARestartedOne) {
+  testing::RecordingSink sink;
+  KvEventStream stream(64, sink, true);
+  replay_all(stream, 0, 5);
+  stream.begin_replay();
+  EXPECT_EQ(stream.on_replay_end(), ReplayStep::kWrong);
+  EXPECT_EQ(sink.cleared, 0);
+}
+
 TEST(KvEventStreamWithReplay, LostConnectionToTheSameLife_CostsNothing) {
   testing::RecordingSink sink;
   KvEventStream stream(64, sink, true);
