@@ -66,7 +66,7 @@ class PrefixIndex:
 
     def worker_blocks(self, worker: int) -> Annotated[NDArray[numpy.uint64], dict(shape=(None,))]:
         """
-        The names (engine hashes) of the blocks that `worker` holds, ascending, orphans left out: uint64, (n,).  For tests and debugging: it looks at the whole index.
+        The names (engine hashes) of the blocks that `worker` holds, ascending, orphans included: uint64, (n,).  For tests and debugging: it looks at the whole index.
         """
 
     def find_matches(self, local_hashes: object) -> Annotated[NDArray[numpy.uint32], dict(shape=(None,))]:
