@@ -87,4 +87,4 @@ class LocalRouter:
     async def held_blocks(self, session: aiohttp.ClientSession, worker: int) -> set[int]:
         """As the gateway's."""
         del session
-        return set(self.router.worker_blocks(worker))
+        return set(self.router.worker_blocks(worker).tolist())

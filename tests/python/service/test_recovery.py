@@ -62,7 +62,7 @@ def test_router_that_starts_late_learns_what_the_worker_holds():
         complete(client, 3, 40)
         with router_of(worker, port_of(worker.kv_events_endpoint)) as router:
             assert len(held(client)) > 20
-            assert wait_for(lambda: set(router.worker_blocks(0)) == held(client))
+            assert wait_for(lambda: set(router.worker_blocks(0).tolist()) == held(client))
 
 
 def test_lost_events_are_replayed_the_last_one_too():
@@ -70,10 +70,10 @@ def test_lost_events_are_replayed_the_last_one_too():
         client = Client(f"http://127.0.0.1:{worker.port}")
         with link_to(port_of(worker.kv_events_endpoint)) as link, router_of(worker, link.port) as router:
             complete(client, 3, 5)
-            assert wait_for(lambda: set(router.worker_blocks(0)) == held(client))
+            assert wait_for(lambda: set(router.worker_blocks(0).tolist()) == held(client))
             link.faults.lost = 0.5
             complete(client, 20, 40)
             link.faults.lost = 1.0
             complete(client, 80, 2)  # nothing that comes after these shows that they are missing
             assert link.messages_lost > 5
-            assert wait_for(lambda: set(router.worker_blocks(0)) == held(client))
+            assert wait_for(lambda: set(router.worker_blocks(0).tolist()) == held(client))

@@ -30,7 +30,7 @@ def test_service_and_router_name_the_blocks_that_the_worker_names():
             held = at_worker.json("GET", "/debug/blocks")
             assert 20 < len(held["blocks"]) <= 64
             assert wait_for(lambda: set(client.json("GET", "/workers/0/blocks")["blocks"]) == set(held["blocks"]))
-            assert wait_for(lambda: set(router.worker_blocks(0)) == set(held["blocks"]))
+            assert wait_for(lambda: set(router.worker_blocks(0).tolist()) == set(held["blocks"]))
             with pytest.raises((IndexError, ValueError)):
                 router.worker_blocks(1)
         assert client.ask("GET", "/workers/3/blocks")[0] == 404
