@@ -2,6 +2,8 @@
 # make grpo    GRPO training on two real vLLM workers (GRPO=key=value ...: overrides of its config)
 # make test    C++ and Python tests, end to end on real vLLM workers (ENGINE=sim: without those)
 # make lint    formatting, style and types
+# make chaos   faults on 32 simulated and two real workers under load, and what is lost or believed wrongly (ENGINE=sim:
+#              on simulated ones alone; CHAOS="--seed 7" repeats a run)
 # make bench   the index, decoding and decisions measured beside their peers, into docs/performance (BENCH=--quick: a
 #              trial on small streams, into out/bench)
 # make policies  every policy in the fleet simulator, into docs/performance (POLICIES=--quick: small fleets, seconds,
@@ -13,6 +15,7 @@
 
 ENGINE ?= vllm
 BENCH ?=
+CHAOS ?=
 GRPO ?=
 POLICIES ?=
 FUZZ ?=
@@ -34,7 +37,7 @@ CXX_SOURCES := $(shell find include src sim cmake -type f) CMakeLists.txt pyproj
 CXX_FILES := $(shell find include src sim tests/cpp tests/fuzz benchmarks -name '*.h' -o -name '*.cc')
 ENGINE_STAMP := $(if $(filter vllm,$(ENGINE)),$(STAMPS)/vllm,)
 
-.PHONY: all demo grpo test test-cpp test-python sanitize fuzz soak bench lint format clean help policies
+.PHONY: all chaos demo grpo test test-cpp test-python sanitize fuzz soak bench lint format clean help policies
 all: $(STAMPS)/package
 
 demo: $(STAMPS)/package $(ENGINE_STAMP)
@@ -67,6 +70,10 @@ fuzz: $(STAMPS)/system-fuzz $(STAMPS)/package $(STAMPS)/fuzz
 
 soak: $(STAMPS)/package
 	$(BIN)/python tests/soak/run.py --seconds $(SECONDS)
+
+chaos: $(STAMPS)/package $(STAMPS)/test $(ENGINE_STAMP)
+	PYTHONPATH=tests $(BIN)/python -m chaos.loss
+	PYTHONPATH=tests $(BIN)/python -m chaos --engine $(if $(filter vllm,$(ENGINE)),both,sim) $(CHAOS)
 
 bench: $(STAMPS)/package $(STAMPS)/bench
 	$(BIN)/python benchmarks/run.py $(BENCH)

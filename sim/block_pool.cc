@@ -36,11 +36,19 @@ void BlockPool::erase_slot(std::size_t slot) {
       hole = next;
     }
   }
-  slots_[hole].first = -1;
+  slots_[hole] = {};
 }
 
 BlockId BlockPool::find(BlockHash hash) const {
   return slots_[slot_of(hash)].first;
+}
+
+BlockPool::Held BlockPool::held() const {
+  Held held;
+  for (const Slot& slot : slots_) {
+    if (slot.first >= 0) (slot.told_removed ? held.told_removed : held.told).push_back(slot.hash);
+  }
+  return held;
 }
 
 void BlockPool::unlink(BlockId id) {
@@ -71,6 +79,7 @@ void BlockPool::evict(Block& block) {
   } else {
     slots_[slot].last = block.previous_same;
   }
+  slots_[slot].told_removed = true;
   if (slots_[slot].first < 0) erase_slot(slot);
   block.previous_same = block.next_same = -1;
   block.cached = false;
@@ -121,6 +130,7 @@ void BlockPool::cache(BlockId id, BlockHash hash) {
     slot = {hash, id, id};
     return;
   }
+  slot.told_removed = false;
   block.previous_same = slot.last;
   blocks_[slot.last].next_same = id;
   slot.last = id;

@@ -30,6 +30,15 @@ class BlockPool {
 
   // The block that holds this prefix, or -1.
   BlockId find(BlockHash hash) const;
+  // What the cache holds: prefixes that a request would find, each once, in no order.
+  struct Held {
+    std::vector<BlockHash> told;
+    // Those that BlockRemoved has been said of since the last BlockStored, because one of several blocks that held the
+    // prefix was evicted: vLLM says so too, and nobody outside can know better.
+    std::vector<BlockHash> told_removed;
+  };
+  Held held() const;
+
   bool is_free(BlockId id) const { return blocks_[id].references == 0; }
 
   // Takes `count` blocks from the front of the free queue and appends them to `out`.  REQUIRES: count <= num_free().
@@ -55,6 +64,7 @@ class BlockPool {
   struct Slot {
     BlockHash hash = 0;
     BlockId first = -1, last = -1;  // first < 0: an empty slot
+    bool told_removed = false;
   };
 
   std::size_t slot_of(BlockHash hash) const;

@@ -41,6 +41,8 @@ class EventPublisher {
   void publish(const KvEvents& events, double timestamp);
   // Answers the replay requests that have arrived; never waits.
   void serve_replay();
+  // Number of batches published, which is the sequence number of the next.
+  std::uint64_t next_sequence() const { return next_sequence_; }
   // To poll for replay requests; null without replay.
   void* replay_handle() { return replay_endpoint_.empty() ? nullptr : replay_.handle(); }
 

@@ -167,6 +167,11 @@ class Worker::Impl {
       std::lock_guard lock(inbox_mutex_);
       resets_.push_back({reset_running, std::move(reply)});
       wake_.set();
+    } else if (options_.debug && request.path == "/debug/blocks") {
+      if (!only("GET")) return;
+      std::lock_guard lock(inbox_mutex_);
+      lookers_.push_back(std::move(reply));
+      wake_.set();
     } else {
       reply->send(404, kJson, "{\"detail\":\"Not Found\"}");
     }
@@ -234,7 +239,13 @@ class Worker::Impl {
       std::lock_guard lock(inbox_mutex_);
       taken_.swap(inbox_);
       taken_resets_.swap(resets_);
+      taken_lookers_.swap(lookers_);
     }
+    for (const auto& reply : taken_lookers_) {
+      const BlockPool::Held held = scheduler_.blocks().pool().held();
+      reply->send(200, kJson, held_blocks_json(held, publisher_.next_sequence()));
+    }
+    taken_lookers_.clear();
     for (ResetCommand& reset : taken_resets_) {
       const bool done = scheduler_.reset_prefix_cache(reset.reset_running);
       reset.reply->send(200, kJson, done ? "{\"success\":true}" : "{\"success\":false}");
@@ -351,6 +362,7 @@ class Worker::Impl {
   std::mutex inbox_mutex_;
   std::vector<std::shared_ptr<ServedRequest>> inbox_;
   std::vector<ResetCommand> resets_;
+  std::vector<std::shared_ptr<HttpReply>> lookers_;  // at /debug/blocks
   std::mutex stats_mutex_;
   WorkerStats stats_;
   std::mutex stop_mutex_;
@@ -358,6 +370,7 @@ class Worker::Impl {
   // Scratch of the engine's thread.
   std::vector<std::shared_ptr<ServedRequest>> taken_;
   std::vector<ResetCommand> taken_resets_;
+  std::vector<std::shared_ptr<HttpReply>> taken_lookers_;
   std::vector<std::shared_ptr<Request>> gone_;
   std::vector<zmq::pollitem_t> poll_items_;
 

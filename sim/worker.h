@@ -1,6 +1,7 @@
 // A process's worth of simulated vLLM worker: the engine in real time behind an HTTP server and ZMQ sockets.
 //
 //   POST /v1/completions, POST /tokenize, GET /v1/models, GET /health, GET /metrics, POST /reset_prefix_cache
+//   GET /debug/blocks, where it is switched on: the names of the blocks that the cache holds, for who checks an index
 //   KV events (PUB) and their replay (ROUTER), load messages (PUB)
 //
 // One thread runs the engine and the ZMQ sockets, one the HTTP server.  Requests wait in the engine thread's inbox
@@ -28,6 +29,7 @@ struct WorkerOptions {
   std::size_t replay_buffer = 10'000;  // batches
   bool array_events = false;           // see EventPublisherOptions
   bool byte_hashes = false;
+  bool debug = false;  // serve /debug/blocks
   BlockManagerOptions blocks;
   SchedulerOptions scheduler;
   StepTimeModel time;

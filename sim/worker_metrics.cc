@@ -62,4 +62,17 @@ std::string load_message(const WorkerStats& stats) {
          ", \"num_running_reqs\": " + std::to_string(stats.running) + "}";
 }
 
+std::string held_blocks_json(const BlockPool::Held& held, std::uint64_t batches) {
+  const auto list = [](const std::vector<BlockHash>& hashes) {
+    std::string out = "[";
+    for (const BlockHash hash : hashes) {
+      if (out.size() > 1) out += ',';
+      out += std::to_string(hash);
+    }
+    return out + "]";
+  };
+  return "{\"batches\":" + std::to_string(batches) + ",\"blocks\":" + list(held.told) +
+         ",\"told_removed\":" + list(held.told_removed) + "}";
+}
+
 }  // namespace kvrouter::sim

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 
+#include "sim/block_pool.h"
 #include "sim/scheduler.h"
 
 namespace kvrouter::sim {
@@ -20,5 +21,8 @@ std::string metrics_page(const WorkerStats& stats, const std::string& model, std
                          std::int32_t num_blocks);
 // The load message: a JSON object.
 std::string load_message(const WorkerStats& stats);
+// What /debug/blocks answers: {"batches": published so far, "blocks": [...], "told_removed": [...]}, see
+// BlockPool::Held.
+std::string held_blocks_json(const BlockPool::Held& held, std::uint64_t batches);
 
 }  // namespace kvrouter::sim

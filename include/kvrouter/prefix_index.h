@@ -71,7 +71,7 @@ class PrefixIndex {
   // Number of blocks that `worker` holds.
   std::size_t held_blocks(WorkerId worker) const;
   PrefixIndexStats stats() const;
-  // The names by which `worker` holds its blocks, in ascending order, those of unknown place (orphans) left out.  To
+  // The names by which `worker` holds its blocks, in ascending order, those of unknown place (orphans) included.  To
   // compare what two indexes know: it holds up writers and looks at the whole index.
   std::vector<EngineHash> worker_blocks(WorkerId worker) const;
 

@@ -66,7 +66,7 @@ class PrefixIndex:
 
     def worker_blocks(self, worker: int) -> Annotated[NDArray[numpy.uint64], dict(shape=(None,))]:
         """
-        The names (engine hashes) of the blocks that `worker` holds, ascending, orphans left out: uint64, (n,).  For tests and debugging: it looks at the whole index.
+        The names (engine hashes) of the blocks that `worker` holds, ascending, orphans included: uint64, (n,).  For tests and debugging: it looks at the whole index.
         """
 
     def find_matches(self, local_hashes: object) -> Annotated[NDArray[numpy.uint32], dict(shape=(None,))]:
@@ -280,7 +280,7 @@ class SimWorker:
     Raises ValueError for options that make no sense together and RuntimeError when an address is taken; the message begins with the option's name.
     """
 
-    def __init__(self, *, host: str = '127.0.0.1', port: int = 0, kv_events_endpoint: str = '', replay_endpoint: str = '', load_endpoint: str = '', topic: str = 'kv', model: str = 'sim', block_size: int = 64, num_blocks: int = 448, max_num_seqs: int = 256, max_num_batched_tokens: int = 2048, max_model_len: int = 8192, vocab_size: int = 1024, time_scale: float = 1.0, seed: int = 0, prefix_caching: bool = True, array_events: bool = False, byte_hashes: bool = False, replay_buffer: int = 10000, step_s: float = 0.004, prefill_token_s: float = 0.00018, attention_pair_s: float = 2.5e-08, decode_sequence_s: float = 0.0003) -> None: ...
+    def __init__(self, *, host: str = '127.0.0.1', port: int = 0, kv_events_endpoint: str = '', replay_endpoint: str = '', load_endpoint: str = '', topic: str = 'kv', model: str = 'sim', block_size: int = 64, num_blocks: int = 448, max_num_seqs: int = 256, max_num_batched_tokens: int = 2048, max_model_len: int = 8192, vocab_size: int = 1024, time_scale: float = 1.0, seed: int = 0, prefix_caching: bool = True, array_events: bool = False, byte_hashes: bool = False, replay_buffer: int = 10000, step_s: float = 0.004, prefill_token_s: float = 0.00018, attention_pair_s: float = 2.5e-08, decode_sequence_s: float = 0.0003, debug: bool = False) -> None: ...
 
     @property
     def port(self) -> int:

@@ -368,8 +368,8 @@ class KvRouter:
     def worker_blocks(self, worker: int) -> NDArray[np.uint64]:
         """The blocks that a worker holds as far as is known, for debugging: it looks at the whole index.
 
-        Returns the worker's own names (engine hashes) of them, ascending, uint64, (n,); those whose place in a
-        sequence is not known are left out.  Raises IndexError for a worker that there is not.
+        Returns the worker's own names (engine hashes) of them, ascending, uint64, (n,), those whose place in a
+        sequence is not known included.  Raises IndexError for a worker that there is not.
         """
         blocks: NDArray[np.uint64] = self._core.index.worker_blocks(worker)
         return blocks

@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-prefix-caching", dest="prefix_caching", action="store_false", help="reuse nothing")
     add("--event-layout", choices=("map", "array"), default="map", help="array: as vLLM up to 0.23 wrote events")
     add("--hash-type", choices=("int", "bytes"), default="int", help="block hashes as integers or strings of 32 bytes")
+    add("--debug", action="store_true", help="serve GET /debug/blocks: the names of the blocks in the cache")
     add("--replay-buffer", type=_range(0, 2**30), default=10_000, help="batches kept for replay")
     add("--time-scale", type=_seconds, default=1.0, help="factor on all times; 0: no waiting at all")
     add("--step-s", type=_seconds, default=4e-3, help="seconds a step costs, whatever it computes")

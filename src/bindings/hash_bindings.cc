@@ -169,7 +169,7 @@ void bind_index(nb::module_& m) {
             return to_numpy(std::move(blocks));
           },
           nb::arg("worker"),
-          "The names (engine hashes) of the blocks that `worker` holds, ascending, orphans left out: uint64, (n,).  "
+          "The names (engine hashes) of the blocks that `worker` holds, ascending, orphans included: uint64, (n,).  "
           "For tests and debugging: it looks at the whole index.")
       .def(
           "find_matches",

@@ -169,7 +169,7 @@ void bind_sim(nb::module_& m) {
              std::int32_t max_num_batched_tokens, std::int32_t max_model_len, std::uint32_t vocab_size,
              double time_scale, std::uint64_t seed, bool prefix_caching, bool array_events, bool byte_hashes,
              std::size_t replay_buffer, double step_s, double prefill_token_s, double attention_pair_s,
-             double decode_sequence_s) {
+             double decode_sequence_s, bool debug) {
             WorkerOptions options;
             options.host = host;
             options.port = port;
@@ -181,6 +181,7 @@ void bind_sim(nb::module_& m) {
             options.replay_buffer = replay_buffer;
             options.array_events = array_events;
             options.byte_hashes = byte_hashes;
+            options.debug = debug;
             options.blocks = {num_blocks, block_size, prefix_caching, !kv_events_endpoint.empty(), seed};
             options.scheduler = {max_num_seqs, max_num_batched_tokens, max_model_len, vocab_size};
             options.time = {.step = step_s,
@@ -203,7 +204,7 @@ void bind_sim(nb::module_& m) {
           nb::arg("byte_hashes") = false, nb::arg("replay_buffer") = defaults.replay_buffer,
           nb::arg("step_s") = defaults.time.step, nb::arg("prefill_token_s") = defaults.time.prefill_token,
           nb::arg("attention_pair_s") = defaults.time.attention_pair,
-          nb::arg("decode_sequence_s") = defaults.time.decode_sequence)
+          nb::arg("decode_sequence_s") = defaults.time.decode_sequence, nb::arg("debug") = false)
       .def_prop_ro("port", &Worker::port, "TCP port of the HTTP server.")
       .def_prop_ro("kv_events_endpoint", &Worker::kv_events_endpoint, "Bound ZMQ endpoint, or '' when off.")
       .def_prop_ro("replay_endpoint", &Worker::replay_endpoint, "Bound ZMQ endpoint, or '' when off.")

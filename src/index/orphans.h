@@ -46,6 +46,12 @@ class Orphans {
     return blocks;
   }
 
+  // Calls f(engine hash) for each.
+  template <typename F>
+  void for_each(F f) const {
+    for (const auto& [engine, parent] : parent_of_) f(engine);
+  }
+
   void clear() { *this = {}; }
 
  private:

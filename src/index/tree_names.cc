@@ -116,6 +116,7 @@ std::vector<EngineHash> Tree::worker_blocks(WorkerId worker) {
     }
   }
   workers_[worker].aliases.for_each([&](EngineHash name, BlockId) { held.push_back(name); });
+  workers_[worker].orphans.for_each([&](EngineHash name) { held.push_back(name); });
   std::sort(held.begin(), held.end());
   return held;
 }

@@ -25,6 +25,9 @@ class Channel {
 
   // Reads what the monitor has to say; true if the connection was lost meanwhile (even if it is back already).
   bool update();
+  // libzmq connects again after a loss, but never after a peer that broke the protocol: a worker whose port another
+  // program had for a moment, or one that sent too long a message, would not be heard any more.  This connects anew.
+  void redial_if_given_up(Clock::time_point now);
 
  private:
   std::string endpoint_;
@@ -33,6 +36,7 @@ class Channel {
   bool connected_ = false;
   bool ever_connected_ = false;
   Clock::time_point changed_at_;
+  Clock::time_point stirred_at_ = Clock::now();  // when libzmq last said that it is trying
 };
 
 }  // namespace kvrouter

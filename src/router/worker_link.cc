@@ -98,19 +98,35 @@ bool WorkerLink::polling_changed() {
 }
 
 void WorkerLink::read_load() {
-  zmq::message_t message;
-  while (load_->socket().recv(message, zmq::recv_flags::dontwait)) {  // conflating: one message at most
-    const LoadOrError result = parse_load_message(message.to_string_view());
-    if (result.ok()) {
-      context_.loads.update(worker_, result.load);
-      hear();
-      ++load_messages_;
-    } else {
-      ++malformed_load_messages_;
-      load_error_ = result.error;
+  zmq::message_t newest;
+  bool any = false;
+  for (int i = 0; i < kMessagesPerTurn; ++i) {
+    zmq::message_t message;
+    if (!load_->socket().recv(message, zmq::recv_flags::dontwait)) break;
+    if (!message.more()) {
+      newest = std::move(message);
+      any = true;
+      continue;
+    }
+    ++malformed_load_messages_;
+    load_error_ = "a load message has one part: are these KV events?";
+    while (message.more() && load_->socket().recv(message, zmq::recv_flags::none)) {
     }
   }
+  if (any) read_load_message(newest.to_string_view());
   publish_status();
+}
+
+void WorkerLink::read_load_message(std::string_view text) {
+  const LoadOrError result = parse_load_message(text);
+  if (result.ok()) {
+    context_.loads.update(worker_, result.load);
+    hear();
+    ++load_messages_;
+  } else {
+    ++malformed_load_messages_;
+    load_error_ = result.error;
+  }
 }
 
 void WorkerLink::update_connections() {
@@ -151,6 +167,8 @@ void WorkerLink::on_metrics(const LoadOrError& result) {
 }
 
 void WorkerLink::tick(Clock::time_point now) {
+  if (kv_) kv_->redial_if_given_up(now);
+  if (load_) load_->redial_if_given_up(now);
   if (replay_) {
     check_resets();
     replay_->tick(now, kv_->connected(), kv_->changed_at());

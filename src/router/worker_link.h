@@ -8,6 +8,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "events/kv_event_stream.h"
 #include "kvrouter/router.h"
@@ -67,6 +68,7 @@ class WorkerLink {
   bool read_kv_event();
   void check_resets();
   void on_kv_message(const zmq::message_t& sequence, const zmq::message_t& payload);
+  void read_load_message(std::string_view text);
   void publish_status();
   void hear();
   void suspect_silent(Clock::time_point now);

@@ -58,6 +58,15 @@ ApiAnswer list_workers(Router& router, const Fleet& fleet) {
   return {200, dump(answer)};
 }
 
+// The worker's own names of its blocks, as far as the router knows.
+ApiAnswer list_blocks(Router& router, const Fleet& fleet, const HttpRequest& request, WorkerId worker) {
+  if (request.method != "GET") return failure(405, "use GET");
+  if (worker >= fleet.num_slots() || !fleet.worker(worker).present) {
+    return failure(404, "there is no worker " + std::to_string(worker));
+  }
+  return {200, dump({{"worker_id", worker}, {"blocks", router.index().worker_blocks(worker)}})};
+}
+
 ApiAnswer add_worker(Fleet& fleet, const std::string& body) {
   const json message = parse_json(body);
   if (!message.is_object()) return failure(400, "the body must be a JSON object");
@@ -94,7 +103,10 @@ ApiAnswer answer_registry_request(Router& router, Fleet& fleet, const HttpReques
   WorkerId worker = 0;
   const auto [end, error] = std::from_chars(rest.data(), rest.data() + rest.size(), worker);
   const std::string_view action(end, static_cast<std::size_t>(rest.data() + rest.size() - end));
-  if (error != std::errc() || (!action.empty() && action != "/drain")) return failure(404, "there is no such thing");
+  if (error != std::errc() || (!action.empty() && action != "/drain" && action != "/blocks")) {
+    return failure(404, "there is no such thing");
+  }
+  if (action == "/blocks") return list_blocks(router, fleet, request, worker);
   const std::string missing = "there is no worker " + std::to_string(worker);
   if (action.empty()) {
     if (request.method != "DELETE") return failure(405, "use DELETE");

@@ -28,6 +28,7 @@ class NaiveIndex {
     for (const EngineHash block : blocks) workers_[worker].held.erase(block);
   }
   void clear(WorkerId worker) { workers_[worker].held.clear(); }
+  const std::set<EngineHash>& held(WorkerId worker) const { return workers_[worker].held; }
   std::size_t held_blocks(WorkerId worker) const { return workers_[worker].held.size(); }
 
   std::vector<std::uint32_t> find_matches(std::span<const LocalHash> blocks) const {

@@ -167,6 +167,9 @@ void check_against_naive(WorkerId num_workers, const std::vector<Op>& ops, bool 
   for (const Op& op : ops) RC_ASSERT(find(index, op.path) == naive.find_matches(op.path));
   for (WorkerId w = 0; w < num_workers; ++w) {
     RC_ASSERT(index.held_blocks(w) + index.stats().orphans >= naive.held_blocks(w));
+    const std::vector<EngineHash> names = index.worker_blocks(w);
+    RC_ASSERT(names.size() == naive.held(w).size());
+    RC_ASSERT(std::set<EngineHash>(names.begin(), names.end()) == naive.held(w));
     index.clear(w);
   }
   RC_ASSERT(index.stats().blocks == 0u);

@@ -278,6 +278,48 @@ TEST_F(RouterOnSockets, WorkerThatDies_IsToldOnceAndLeftOutUntilItIsBack) {
   EXPECT_TRUE(eventually([&] { return router_->choose_for_tokens(kTokens).worker == 1; }));
 }
 
+// With ZMQ_CONFLATE libzmq would end the process.
+TEST_F(RouterOnSockets, LoadMessageOfSeveralParts_IsMalformedAndTheNextOneCounts) {
+  add_worker();
+  start();
+  ASSERT_TRUE(eventually([&] {
+    workers_[0].load->send_frames({"kv", "12345678", "payload"});
+    std::this_thread::sleep_for(5ms);
+    return router_->status().workers[0].malformed_load_messages > 0;
+  }));
+  ASSERT_TRUE(eventually([&] {
+    workers_[0].load->send_load(R"({"kv_cache_usage": 0.25, "num_waiting_reqs": 3})");
+    std::this_thread::sleep_for(5ms);
+    return router_->loads().get(0) == WorkerLoad{0.25, 3, 0};
+  }));
+}
+
+// libzmq gives up for good on a peer that breaks its protocol.
+TEST_F(RouterOnSockets, PortThatAnotherProgramHadMeanwhile_IsHeardAgain) {
+  add_worker();
+  start();
+  send_until_seen(0, stored_batch());
+  const std::string kv = workers_[0].kv->endpoint();
+  workers_[0].kv.reset();
+  {
+    zmq::socket_t other(zmq_, zmq::socket_type::rep);  // no publisher
+    other.set(zmq::sockopt::linger, 0);
+    zmq::socket_t monitor(zmq_, zmq::socket_type::pair);
+    ASSERT_EQ(zmq_socket_monitor(other.handle(), "inproc://other", ZMQ_EVENT_ACCEPTED), 0);
+    monitor.connect("inproc://other");
+    monitor.set(zmq::sockopt::rcvtimeo, 10'000);
+    ASSERT_TRUE(eventually([&] { return zmq_bind(other.handle(), kv.c_str()) == 0; }));
+    zmq::message_t event;
+    ASSERT_TRUE(monitor.recv(event).has_value());  // the router has tried it
+    std::this_thread::sleep_for(100ms);
+    monitor.close();
+  }
+  workers_[0].kv.emplace(zmq_, kv);
+  sequence_ = 0;
+  send_until_seen(0, stored_batch());
+  EXPECT_TRUE(eventually([&] { return router_->status().workers[0].cached_blocks == 2; }));
+}
+
 TEST_F(RouterOnSockets, AllWorkersGone_SomeoneIsStillChosen) {
   add_worker();
   start();

@@ -47,6 +47,25 @@ TEST(BlockPool, CachedBlocksAreReusedLast_TheEndOfAPrefixBeforeItsBeginning) {
   EXPECT_EQ(pool.find(101), -1);
 }
 
+TEST(BlockPool, Held_ListsEachPrefixOnce_AndApartThoseSaidToBeRemovedThoughAnotherBlockHoldsThem) {
+  KvEvents events;
+  BlockPool pool(4, &events);
+  const auto ids = take(pool, 3);  // 1, 2 and 3
+  pool.cache(1, 101);
+  pool.cache(2, 101);
+  pool.cache(3, 103);
+  EXPECT_EQ(pool.held().told.size(), 2u);
+  const BlockId first[] = {1};
+  pool.release_reversed(first);
+  EXPECT_EQ(take(pool, 1), (std::vector<BlockId>{1}));
+  EXPECT_EQ(removed(events), (std::vector<BlockHash>{101}));
+  EXPECT_EQ(pool.held().told, (std::vector<BlockHash>{103}));
+  EXPECT_EQ(pool.held().told_removed, (std::vector<BlockHash>{101}));
+  pool.cache(1, 101);  // said to be stored again
+  EXPECT_EQ(pool.held().told.size(), 2u);
+  EXPECT_TRUE(pool.held().told_removed.empty());
+}
+
 TEST(BlockPool, TouchedBlock_IsNotEvicted_AndGoesToTheBackAgain) {
   BlockPool pool(4, nullptr);
   const auto ids = take(pool, 3);

@@ -301,5 +301,18 @@ TEST(Worker, AddressTaken_IsToldWithTheOptionsName) {
   EXPECT_EQ(message(same).rfind("load_endpoint: cannot bind " + same.load_endpoint, 0), 0U);
 }
 
+TEST(Worker, DebugBlocks_NamesWhatTheEventsSaidIsStored_OnlyWhenSwitchedOn) {
+  WorkerOptions options = quick();
+  EXPECT_NE(get(Worker(options), "/debug/blocks").find(" 404 "), std::string::npos);
+  options.debug = true;
+  options.kv_events_endpoint = "tcp://127.0.0.1:*";
+  Worker worker(options);
+  EXPECT_EQ(body_of(get(worker, "/debug/blocks")), R"({"batches":0,"blocks":[],"told_removed":[]})");
+  completed(worker, {{"prompt", prompt(129)}, {"max_tokens", 1}});
+  const Json held = Json::parse(body_of(get(worker, "/debug/blocks")));
+  EXPECT_EQ(held["blocks"].size(), 2u);
+  EXPECT_EQ(held["batches"], 1);
+}
+
 }  // namespace
 }  // namespace kvrouter::sim
