@@ -1,12 +1,14 @@
 // A certificate that signs itself, for 127.0.0.1, and its key, in files that go with the object.
 #pragma once
 
+#include <openssl/ec.h>
 #include <openssl/pem.h>
 #include <openssl/x509v3.h>
 #include <unistd.h>
 
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <stdexcept>
 #include <string>
