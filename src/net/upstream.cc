@@ -20,8 +20,12 @@ namespace http = beast::http;
 using boost::system::error_code;
 using Clock = std::chrono::steady_clock;
 
+// Beast reads as much as the buffer has room for, and 512 bytes at first: that would cut events in two which the worker
+// sent whole, and there are clients that do not put them together again.
+constexpr std::size_t kReadSize = 16 * 1024;
+
 struct Link {
-  explicit Link(net::io_context& io) : stream(io) {}
+  explicit Link(net::io_context& io) : stream(io) { buffer.reserve(kReadSize); }
   beast::tcp_stream stream;
   std::optional<net::ssl::stream<beast::tcp_stream&>> tls;  // over `stream`, which keeps the deadlines
   beast::flat_buffer buffer;
