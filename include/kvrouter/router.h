@@ -29,7 +29,7 @@ struct WorkerEndpoints {
   std::string kv_events;  // "tcp://host:port" of its KV-event publisher
   std::string load;       // "tcp://host:port" of its load publisher
   std::string http;       // "http://host:port", whose /metrics is read while there is no load publisher
-  std::string replay;     // "tcp://host:port" that replays past KV events; empty: what is lost is learnt anew
+  std::string replay{};   // "tcp://host:port" that replays past KV events; empty: what is lost is learnt anew
 };
 
 struct RouterOptions {
