@@ -14,7 +14,7 @@ import urllib.request
 
 import pytest
 
-from kvrouter import KvRouter
+from kvrouter import KvRouter, compute_block_hashes
 from kvrouter.vllm.launcher import WorkerFleet, launch_workers
 
 BLOCK = 64
@@ -47,9 +47,10 @@ def all_up(router: KvRouter) -> bool:
     return all(worker["state"] == "up" for worker in router.status()["workers"])
 
 
-def complete(fleet: WorkerFleet, worker: int, tokens: list[int], max_tokens: int = 4) -> int:
+def complete(fleet: WorkerFleet, worker: int, tokens: list[int], max_tokens: int = 4, **fields) -> int:
     """Sends one request; returns the tokens that the worker says it took from its cache."""
     body = {"model": fleet.model, "prompt": tokens, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
+    body |= fields
     request = urllib.request.Request(
         fleet.workers[worker].url + "/v1/completions",
         data=json.dumps(body).encode(),
@@ -179,3 +180,18 @@ def test_missing_publisher_is_told_once_and_requests_still_get_a_worker(engine, 
             time.sleep(2)
             assert len(warnings_of(caplog)) == 1, warnings_of(caplog)
             assert warning in warnings_of(caplog)[0]
+
+
+@pytest.mark.vllm
+def test_cache_salt_that_the_router_was_not_told_is_named(vllm_fleet, caplog):
+    rng = random.Random(91)
+    prompt = [rng.randrange(3, 1000) for _ in range(4 * BLOCK + 1)]
+    hashes = compute_block_hashes(prompt, BLOCK)
+    with caplog.at_level(logging.WARNING), router_for(vllm_fleet) as router:
+        eventually(lambda: all_up(router))
+        for _ in range(64):
+            overlap = int(router._core.index.find_matches(hashes)[0])
+            cached = complete(vllm_fleet, 0, prompt, max_tokens=1, cache_salt="tenant-7")
+            router.report_hit(0, overlap, len(prompt), cached, hashes=hashes)
+        assert router.status()["workers"][0]["hits"]["cause"] == "other_namespace"
+        eventually(lambda: any("cache_salt" in text for text in warnings_of(caplog)))
