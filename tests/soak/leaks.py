@@ -46,7 +46,9 @@ class Watched:
         for descriptor in (Path("/proc") / str(self.pid) / "fd").iterdir():
             with contextlib.suppress(OSError):  # closed meanwhile
                 target = os.readlink(descriptor)
-                found["file" if target.startswith("/") else target.split(":[")[0].removeprefix("anon_inode:")] += 1
+                found[
+                    "file" if target.startswith("/") else target.removeprefix("anon_inode:").split(":")[0].strip("[]")
+                ] += 1
         return dict(sorted(found.items()))
 
 

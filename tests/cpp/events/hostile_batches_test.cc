@@ -1,7 +1,9 @@
 // Batches made to hurt: what is usable in them is used, and the rest costs itself alone.
 #include <gtest/gtest.h>
 
+#include <optional>
 #include <string>
+#include <string_view>
 
 #include "events/batch_builder.h"
 #include "index/index_sink.h"
@@ -80,13 +82,14 @@ TEST(HostileBatches, AnEventWithAMillionBlocks_IsIndexed) {
 
 TEST(HostileBatches, DepthBomb_WhereverAValueMayStand) {
   const std::string bomb = std::string(kMillion, '\x91') + '\xc0';
-  for (const std::string& key :
+  for (const std::string_view key :
        {"block_hashes", "parent_block_hash", "token_ids", "extra_keys", "medium", "surprise"}) {
     std::string field;
     MsgpackWriter(field).str(key);
     KvEventDecoder decoder(4);
     RecordingSink sink;
-    const std::string event = stored_map({.hashes = {1}, .tokens = {1, 2, 3, 4}}, field + bomb, 1);
+    const std::string event =
+        stored_map({.hashes = {1}, .parent = std::nullopt, .tokens = {1, 2, 3, 4}}, field + bomb, 1);
     EXPECT_TRUE(decoder.decode(bytes_of(batch_of({event, removed_map({1})})), sink).ok) << key;
     EXPECT_EQ(sink.removed.size(), 1u) << key;
     EXPECT_EQ(sink.stored.size(), key == "surprise" ? 1u : 0u) << key;
@@ -112,7 +115,8 @@ bool is_used(const std::string& key, const std::string& value) {
   MsgpackWriter(field).str(key);
   KvEventDecoder decoder(4);
   RecordingSink sink;
-  const std::string event = stored_map({.hashes = {1}, .tokens = {1, 2, 3, 4}}, field + value, 1);
+  const std::string event =
+      stored_map({.hashes = {1}, .parent = std::nullopt, .tokens = {1, 2, 3, 4}}, field + value, 1);
   EXPECT_TRUE(decoder.decode(bytes_of(batch_of({event})), sink).ok) << key;
   return !sink.stored.empty();
 }
