@@ -68,7 +68,7 @@ void fuzz_one(std::string_view input) {
   FUZZ_CHECK(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, ends) == 0);
   // A Unix socket in a TCP socket's clothes: reads and writes are the same.
   Socket socket(core->context.get_executor(), boost::asio::ip::tcp::v4(), ends[0]);
-  const auto connection = std::make_shared<Connection>(std::move(socket), server);
+  const auto connection = std::make_shared<Connection>(http_detail::ClientStream(std::move(socket)), server);
   server.connections.insert(connection);
   connection->start();
 
