@@ -31,10 +31,8 @@ RouterOptions make_options(std::int64_t block_size, const std::vector<std::strin
   RouterOptions options;
   options.block_size = static_cast<std::size_t>(block_size);
   for (std::size_t i = 0; i < kv_events.size(); ++i) {
-    options.workers.push_back({.kv_events = kv_events[i],
-                               .load = load[i],
-                               .http = http[i],
-                               .replay = replay.empty() ? "" : replay[i]});
+    options.workers.push_back(
+        {.kv_events = kv_events[i], .load = load[i], .http = http[i], .replay = replay.empty() ? "" : replay[i]});
   }
   options.ca_file = ca_file;
   options.policy = policy;

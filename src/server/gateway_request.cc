@@ -2,7 +2,6 @@
 
 #include "server/json_reader.h"
 
-
 namespace kvrouter {
 namespace {
 
