@@ -51,6 +51,11 @@ Channel::Channel(zmq::context_t& context, Kind kind, const std::string& endpoint
   socket_.connect(endpoint);
 }
 
+Channel::~Channel() {
+  // Else libzmq 4.3.4 does not free them when the connection breaks at this very moment.
+  zmq_socket_monitor(socket_.handle(), nullptr, 0);
+}
+
 bool Channel::update() {
   bool lost = false;
   zmq::message_t event, address;

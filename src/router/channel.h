@@ -14,6 +14,9 @@ class Channel {
 
   // `number` is unique within the context.  Throws zmq::error_t, e.g. for an endpoint that is none.
   Channel(zmq::context_t& context, Kind kind, const std::string& endpoint, std::size_t number);
+  ~Channel();
+  Channel(const Channel&) = delete;
+  Channel& operator=(const Channel&) = delete;
 
   zmq::socket_t& socket() { return socket_; }
   zmq::socket_t& monitor() { return monitor_; }

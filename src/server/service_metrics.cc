@@ -163,9 +163,6 @@ void add_workers(Page& page, const RouterStatus& status, const Fleet& fleet) {
       [](F, S s) { return number_of(s.gaps); });
   add("kvrouter_worker_missed_kv_event_batches_total", "counter", "Batches of KV events that were lost in gaps.",
       [](F, S s) { return number_of(s.missed_batches); });
-  add("kvrouter_worker_resyncs_total", "counter",
-      "Times that its cache had to be learnt anew, after gaps and restarts.",
-      [](F, S s) { return number_of(s.gaps + s.restarts); });
   add("kvrouter_worker_restarts_total", "counter", "Times its events began anew.",
       [](F, S s) { return number_of(s.restarts); });
   add("kvrouter_worker_routed_prompt_tokens_total", "counter", "Prompt tokens sent to it.",

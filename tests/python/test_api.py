@@ -51,7 +51,7 @@ def test_round_robin(api):
         (b"{", "not valid JSON"),
         ({"num_tokens": 5}, "local_hashes"),
         ({"local_hashes": [-1], "num_tokens": 5}, "local_hashes"),
-        ({"local_hashes": [2**64], "num_tokens": 5}, "local_hashes"),
+        ({"local_hashes": [2**64], "num_tokens": 5}, "a number that is malformed or out of range"),
         ({"local_hashes": [1], "num_tokens": 0}, "num_tokens must be positive"),
     ],
 )

@@ -25,9 +25,10 @@ from kvrouter.bench.client import BenchClient
 from kvrouter.bench.router_process import RouterAdmin
 from kvrouter.bench.settings import BenchSettings, EngineName, WorkloadName
 from kvrouter.bench.workloads import BenchRequest, make_workloads
-from kvrouter.serve import KvService, ServeOptions, WorkerSpec
+from kvrouter.serve import KvService, ServeOptions
 from kvrouter.vllm import WorkerFleet, launch_workers
 from kvrouter.vllm.tiny_model import TinyModel, make_tiny_model
+from kvrouter.worker_spec import WorkerSpec
 
 IN_PROCESS, GATEWAY = "in-process router", "gateway"
 #: Seconds until workers must have been reached, events applied, caches emptied.
