@@ -34,7 +34,7 @@ from kvrouter.vllm.engines import (
     worker_environment,
 )
 from kvrouter.vllm.kv_events import REPLAY_PORT_OFFSET
-from kvrouter.vllm.ports import PortRange, find_free_ports, reserve_ports
+from kvrouter.vllm.ports import PortRange, PortTakenError, find_free_ports, reserve_ports
 from kvrouter.vllm.startup import StartupProgress, failure_message
 from kvrouter.vllm.tiny_model import TinyModel, default_model_dir, make_tiny_model
 from kvrouter.vllm.worker_process import WorkerProcess
@@ -42,6 +42,7 @@ from kvrouter.vllm.worker_process import WorkerProcess
 HEALTH_POLL_S = 0.1
 TINY_MODEL_NAME = "kvrouter-tiny"
 _LARGEST_ANSWER = 1 << 16
+_PORT_ATTEMPTS = 50
 
 
 class LaunchError(RuntimeError):
@@ -345,20 +346,36 @@ def _tiny_model(engine: str, model: str | os.PathLike[str] | TinyModel | None, m
 def _reserve(num_workers: int, http: int | None, kv_events: int | None, load: int | None) -> list[PortRange]:
     """Ranges of HTTP, KV-events, replay and load ports, in this order, held until released."""
     held: list[PortRange] = []
+
+    def hold(base: int | None, setting: str) -> None:
+        held.append(find_free_ports(num_workers) if base is None else reserve_ports(base, num_workers, setting))
+
     try:
-        replay = None if kv_events is None else kv_events + REPLAY_PORT_OFFSET
-        for base, setting in (
-            (http, "base_http_port"),
-            (kv_events, "base_kv_events_port"),
-            (replay, f"base_kv_events_port + {REPLAY_PORT_OFFSET}, for replay"),
-            (load, "base_metrics_port"),
-        ):
-            held.append(find_free_ports(num_workers) if base is None else reserve_ports(base, num_workers, setting))
+        hold(http, "base_http_port")
+        held.extend(_reserve_events(num_workers, kv_events))
+        hold(load, "base_metrics_port")
     except BaseException:
         for range_ in held:
             range_.release()
         raise
     return held
+
+
+def _reserve_events(num_workers: int, base: int | None) -> tuple[PortRange, PortRange]:
+    """Ports for KV events and, where routers look for it (``REPLAY_PORT_OFFSET`` above), for replays."""
+    attempts = _PORT_ATTEMPTS if base is None else 1
+    while True:
+        events = (
+            find_free_ports(num_workers) if base is None else reserve_ports(base, num_workers, "base_kv_events_port")
+        )
+        setting = f"base_kv_events_port + {REPLAY_PORT_OFFSET}, for replay"
+        try:
+            return events, reserve_ports(events[0] + REPLAY_PORT_OFFSET, num_workers, setting)
+        except (PortTakenError, ValueError):
+            events.release()
+            attempts -= 1
+            if not attempts:
+                raise
 
 
 def _request(method: str, url: str, path: str, timeout_s: float) -> tuple[int, bytes]:
