@@ -16,6 +16,7 @@ class RouterSettings:
     base_metrics_port: int = 5657
     mode: Literal["best_worker", "round_robin"] = "best_worker"
     policy: str = "linear"
+    replay: bool = False
 
 
 @dataclass

@@ -91,6 +91,7 @@ class RouterHandle:
             worker_ports=[address.kv_events_port for address in addresses],
             policy="round_robin" if mode == "round_robin" else config.get("policy", "linear"),
             index_memory_limit=config.get("index_memory_limit", 0),
+            replay=config.get("replay", False),
         )
         api.router.start(self._enable_kv_indexer)
         if not api.router.wait_until_connected(CONNECT_S):
