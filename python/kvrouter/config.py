@@ -11,6 +11,8 @@ from typing_extensions import NotRequired
 DEFAULT_BLOCK_SIZE = 64
 DEFAULT_KV_EVENTS_PORT = 5557
 DEFAULT_METRICS_PORT = 5657
+REPLAY_PORT_OFFSET = 200
+"""Where the replay port lies above the events port unless it is given."""
 _MAX_PORT = 65535
 
 
@@ -61,8 +63,6 @@ class WorkerAddress:
     @property
     def replay_endpoint(self) -> str:
         """ZMQ endpoint that replays past KV events, where ``kvrouter.vllm.kv_events_config`` puts it."""
-        from kvrouter.vllm.kv_events import REPLAY_PORT_OFFSET  # which imports vLLM's side only
-
         return f"tcp://{_bracketed(self.host)}:{self.kv_events_port + REPLAY_PORT_OFFSET}"
 
 

@@ -65,15 +65,10 @@ class DnsWorkers:
             logger.warning("The workers of %s stay as they are: %s", self._spec.host, error)
 
     def _change(self, wanted: dict[str, WorkerSpec]) -> None:
-        present: dict[str, list[int]] = {}
-        for entry in self._service.workers()["workers"]:
-            present.setdefault(entry["url"], []).append(entry["worker_id"])
-        for url in sorted(wanted.keys() - present.keys()):
-            self._service.json("POST", "/workers", wanted[url].to_dict())
-            self._added.add(url)
-            logger.info("Worker %s added: %s has its address", url, self._spec.host)
-        for url in sorted((self._added & present.keys()) - wanted.keys()):
-            for worker in present[url]:
-                self._service.json("DELETE", f"/workers/{worker}")
-            logger.info("Worker %s removed: %s no longer has its address", url, self._spec.host)
+        for url, added in self._service.change_workers(wanted, self._added):
+            if added:
+                self._added.add(url)
+                logger.info("Worker %s added: %s has its address", url, self._spec.host)
+            else:
+                logger.info("Worker %s removed: %s no longer has its address", url, self._spec.host)
         self._added &= wanted.keys()

@@ -49,7 +49,7 @@ class KvRouter:
     worker_ports: the KV-event port of each worker; its load port lies as far from it as the two base ports do.
     worker_urls: ``http://host:port`` of each worker (or None); /metrics is read of those that publish no load.
     replay: what gets lost of a worker's KV events, or was published before the router started, is asked for again.
-        True: at its KV-events port + ``kvrouter.vllm.kv_events.REPLAY_PORT_OFFSET``, where
+        True: at its KV-events port + ``kvrouter.config.REPLAY_PORT_OFFSET``, where
         ``kvrouter.vllm.kv_events_config`` puts it; a list: the ZMQ endpoint of each worker (None: it has none).
     policy: one of ``kvrouter.policy_names()``.
     seed: of the random choice between equals.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import ssl
-import urllib.error
 import urllib.request
-from http.client import HTTPException
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
-from kvrouter.bench.local_http import MAX_ANSWER_BYTES, HttpError
+from kvrouter.bench.local_http import HttpError, json_object, read_answer
+from kvrouter.worker_spec import WorkerSpec
+
+_HINTS = {401: "give the token with --api-token-file"}
 
 
 class ServiceClient:
@@ -56,31 +58,11 @@ class ServiceClient:
         request = urllib.request.Request(
             self.url + path, data=data, method=method, headers=self._headers | (headers or {})
         )
-        try:
-            with self._opener.open(request, timeout=timeout_s or self._timeout_s) as answer:
-                content: bytes = answer.read(MAX_ANSWER_BYTES + 1)
-        except urllib.error.HTTPError as error:
-            with error:
-                reason = error.read(300).decode(errors="replace").strip()
-            hint = ": give the token with --api-token-file" if error.code == 401 else f": {reason}" if reason else ""
-            raise HttpError(f"{self.url}{path} answered {error.code}{hint}") from error
-        except (OSError, HTTPException, ValueError) as error:
-            reason = str(getattr(error, "reason", error)) or type(error).__name__
-            raise HttpError(f"{self.url}{path}: {reason}") from error
-        if len(content) > MAX_ANSWER_BYTES:
-            raise HttpError(f"{self.url}{path}: the answer is longer than {MAX_ANSWER_BYTES} bytes")
-        return content.decode(errors="replace")
+        return read_answer(self._opener, request, timeout_s or self._timeout_s, _HINTS)
 
     def json(self, method: str, path: str, body: Any = None, timeout_s: float | None = None) -> dict[str, Any]:
         """Like ``text``, for an answer that is a JSON object; raises HttpError for another one."""
-        content = self.text(method, path, body, timeout_s)
-        try:
-            value = json.loads(content)
-        except ValueError as error:
-            raise HttpError(f"{self.url}{path} did not answer with JSON: {content[:100]!r}") from error
-        if not isinstance(value, dict):
-            raise HttpError(f"{self.url}{path} did not answer with a JSON object: {content[:100]!r}")
-        return value
+        return json_object(self.url + path, self.text(method, path, body, timeout_s))
 
     def workers(self) -> dict[str, Any]:
         """The answer of ``GET /workers``; raises HttpError when it does not answer, or not with that."""
@@ -89,6 +71,24 @@ class ServiceClient:
         if not isinstance(workers, list) or not all(isinstance(worker, dict) for worker in workers):
             raise HttpError(f"{self.url}/workers answers without a list of workers: is this a kvrouter?")
         return answer
+
+    def change_workers(self, wanted: Mapping[str, WorkerSpec], removable: Set[str]) -> Iterator[tuple[str, bool]]:
+        """Adds the workers that the service lacks, and removes those that are no longer wanted.
+
+        wanted: by URL.
+        removable: URLs of workers that may be removed.
+        Yields URL and whether it was added (else removed), each when it is done.  Raises HttpError.
+        """
+        present: dict[str, list[int]] = {}
+        for entry in self.workers()["workers"]:
+            present.setdefault(entry["url"], []).append(entry["worker_id"])
+        for url in sorted(wanted.keys() - present.keys()):
+            self.json("POST", "/workers", wanted[url].to_dict())
+            yield url, True
+        for url in sorted((removable & present.keys()) - wanted.keys()):
+            for worker in present[url]:
+                self.json("DELETE", f"/workers/{worker}")
+            yield url, False
 
 
 def read_token(path: Path | None) -> str:

@@ -36,16 +36,11 @@ class WorkersFile:
         self._seen = stamp
         try:
             wanted = {worker.url: worker for worker in read_workers_file(self._path)}
-            present: dict[str, list[int]] = {}
-            for entry in self._service.workers()["workers"]:
-                present.setdefault(entry["url"], []).append(entry["worker_id"])
-            for url in sorted(wanted.keys() - present.keys()):
-                self._service.json("POST", "/workers", wanted[url].to_dict())
-                logger.info("Worker %s added from %s", url, self._path)
-            for url in sorted((self._known & present.keys()) - wanted.keys()):
-                for worker in present[url]:
-                    self._service.json("DELETE", f"/workers/{worker}")
-                logger.info("Worker %s removed: it is no longer in %s", url, self._path)
+            for url, added in self._service.change_workers(wanted, self._known):
+                if added:
+                    logger.info("Worker %s added from %s", url, self._path)
+                else:
+                    logger.info("Worker %s removed: it is no longer in %s", url, self._path)
             self._known = set(wanted)
         except (OSError, ValueError, HttpError) as error:
             logger.warning("The workers file changes nothing: %s", error)

@@ -123,11 +123,10 @@ ReplayStep KvEventStream::on_replayed(std::uint64_t sequence, std::span<const st
       decoder_.reset();
       lose_track();
       behind_ = true;
-      unverified_ = false;
     } else {
       whole_ = true;  // from the first batch on
-      unverified_ = false;
     }
+    unverified_ = false;
   } else {
     if (sequence <= *answered_) return ReplayStep::kWrong;
     // A ROUTER socket drops what is over its high-water mark, which vLLM leaves at 1,000 messages.

@@ -12,7 +12,7 @@
 // or restarts.
 //
 // With replay, the stream is behind() after a gap, a lost connection, and at first.  Its owner then reads no live
-// batches (they wait in the socket) but asks the worker to replay from replay_start() on, which is the last batch that
+// batches (they wait in the socket) but asks the worker to replay from begin_replay() on, which is the last batch that
 // was applied: the answer begins with that very batch, byte for byte, or else the worker has lived another life
 // meanwhile.  What is in the index is kept until that is known.  If the worker's buffer does not reach back so far, the
 // blocks are forgotten and what the buffer has is applied, which makes a part of the whole.  The live batches that
@@ -46,7 +46,7 @@ enum class BatchOutcome { kApplied, kDuplicate, kGap, kRestarted, kMalformed };
 // What the owner of a stream does next with the replay under way.
 enum class ReplayStep {
   kGoOn,   // read on
-  kAgain,  // ask anew from replay_start()
+  kAgain,  // ask anew from begin_replay()
   kDone,   // the stream is up to date
   kWrong,  // no publisher answers so: drop the connection, and ask again later
 };

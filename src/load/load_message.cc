@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "kvrouter/worker_load.h"
+#include "load/prometheus_text.h"
 
 namespace kvrouter {
 namespace {
@@ -23,14 +24,6 @@ bool read_count(const json& value, std::int64_t& out) {
   return true;
 }
 
-// Whether these labels ("a=\"x\",b=\"y\"") have this one.
-bool has_label(std::string_view labels, std::string_view label) {
-  for (std::size_t at = labels.find(label); at != std::string_view::npos; at = labels.find(label, at + 1)) {
-    if (at == 0 || labels[at - 1] == ',') return true;  // else the end of another label's name
-  }
-  return false;
-}
-
 // "name{labels} value" or "name value", of one line; the value of a line about another metric, or without the label
 // that is asked for, is not touched.
 bool sample_of(std::string_view line, std::string_view name, std::string_view label, double& value) {
@@ -39,7 +32,7 @@ bool sample_of(std::string_view line, std::string_view name, std::string_view la
   if (line.starts_with('{')) {
     const std::size_t end = line.rfind('}');
     if (end == std::string_view::npos) return false;
-    if (!label.empty() && !has_label(line.substr(1, end - 1), label)) return false;
+    if (!label.empty() && after_label(line.substr(1, end - 1), label) == std::string_view::npos) return false;
     line.remove_prefix(end + 1);
   } else if (!label.empty()) {
     return false;

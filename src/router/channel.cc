@@ -2,20 +2,16 @@
 
 #include <cstring>
 
+#include "router/worker_socket.h"
+
 namespace kvrouter {
 namespace {
 
-// Sizes beyond which a message is no event batch or load message but an attack or a mistake; libzmq then drops the
-// connection.
-constexpr std::int64_t kMaxKvMessageBytes = 64 * 1024 * 1024;
-constexpr std::int64_t kMaxLoadMessageBytes = 64 * 1024;
-constexpr int kKvHighWaterMark = 100'000;  // batches; what vLLM's publisher holds back as well
+constexpr std::int64_t kMaxLoadMessageBytes = 64 * 1024;  // as kMaxKvMessageBytes
+constexpr int kKvHighWaterMark = 100'000;                 // batches; what vLLM's publisher holds back as well
 constexpr int kLoadHighWaterMark = 1000;
 constexpr int kReconnectMs = 100;
 constexpr int kReconnectMaxMs = 500;  // what a worker publishes before the router is back is lost to it
-// A peer whose machine is gone says nothing; without heartbeats the connection would look alive for hours.
-constexpr int kHeartbeatMs = 2000;
-constexpr int kHeartbeatTimeoutMs = 10'000;
 // The state of the connection, and the attempts to make one.
 constexpr int kEvents = ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_CONNECTED |
                         ZMQ_EVENT_CONNECT_DELAYED | ZMQ_EVENT_CONNECT_RETRIED;
@@ -27,12 +23,9 @@ constexpr std::chrono::milliseconds kGivenUp{3 * kReconnectMaxMs};
 Channel::Channel(zmq::context_t& context, Kind kind, const std::string& endpoint, std::size_t number)
     : endpoint_(endpoint), socket_(context, zmq::socket_type::sub), monitor_(context, zmq::socket_type::pair) {
   // Options count for connections made after they are set, so all of them come before connect().
-  socket_.set(zmq::sockopt::linger, 0);
+  set_worker_socket_options(socket_, endpoint);
   socket_.set(zmq::sockopt::reconnect_ivl, kReconnectMs);
   socket_.set(zmq::sockopt::reconnect_ivl_max, kReconnectMaxMs);
-  socket_.set(zmq::sockopt::heartbeat_ivl, kHeartbeatMs);
-  socket_.set(zmq::sockopt::heartbeat_timeout, kHeartbeatTimeoutMs);
-  if (endpoint.find('[') != std::string::npos) socket_.set(zmq::sockopt::ipv6, true);
   if (kind == Kind::kLoad) {
     // The newest message is the only one of interest, but ZMQ_CONFLATE is not for what others send: a message of
     // several parts makes libzmq abort.

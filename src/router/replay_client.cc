@@ -3,27 +3,23 @@
 #include <array>
 #include <cstring>
 
+#include "router/worker_socket.h"
+
 namespace kvrouter {
 namespace {
 
-constexpr std::int64_t kMaxMessageBytes = 64 * 1024 * 1024;
 // Answers wait here while they are applied; what does not fit either, the worker drops, and it is asked for again.
 constexpr int kHighWaterMark = 20'000;
-constexpr int kHeartbeatMs = 2000;
-constexpr int kHeartbeatTimeoutMs = 10'000;
 
 }  // namespace
 
 bool ReplayClient::ask(std::uint64_t first) {
   if (!socket_) {
     zmq::socket_t socket(context_, zmq::socket_type::dealer);
-    socket.set(zmq::sockopt::linger, 0);
+    set_worker_socket_options(socket, endpoint_);
     socket.set(zmq::sockopt::immediate, true);  // no request waits for a connection and is answered long after
     socket.set(zmq::sockopt::rcvhwm, kHighWaterMark);
-    socket.set(zmq::sockopt::maxmsgsize, kMaxMessageBytes);
-    socket.set(zmq::sockopt::heartbeat_ivl, kHeartbeatMs);
-    socket.set(zmq::sockopt::heartbeat_timeout, kHeartbeatTimeoutMs);
-    if (endpoint_.find('[') != std::string::npos) socket.set(zmq::sockopt::ipv6, true);
+    socket.set(zmq::sockopt::maxmsgsize, kMaxKvMessageBytes);
     socket.connect(endpoint_);
     socket_.emplace(std::move(socket));
     changed_ = true;
@@ -37,14 +33,8 @@ ReplayClient::Answer ReplayClient::read() {
   Answer answer;
   if (!socket_) return answer;
   std::array<zmq::message_t, 4> part;
-  if (!socket_->recv(part[0], zmq::recv_flags::dontwait)) return answer;
-  std::size_t parts = 1;
-  zmq::message_t surplus;
-  for (const zmq::message_t* last = &part[0]; last->more(); ++parts) {
-    zmq::message_t& next = parts < part.size() ? part[parts] : surplus;
-    if (!socket_->recv(next, zmq::recv_flags::none)) break;
-    last = &next;
-  }
+  const std::size_t parts = receive_parts(*socket_, part);
+  if (parts == 0) return answer;
   answer.kind = Kind::kMalformed;
   if (parts != part.size() || part[0].size() != 0 || part[2].size() != sizeof answer.sequence) return answer;
   std::memcpy(&answer.sequence, part[2].data(), sizeof answer.sequence);

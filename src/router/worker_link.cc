@@ -1,7 +1,10 @@
 #include "router/worker_link.h"
 
+#include <array>
 #include <cstring>
 #include <utility>
+
+#include "router/worker_socket.h"
 
 namespace kvrouter {
 namespace {
@@ -43,16 +46,9 @@ void WorkerLink::read_kv_events() {
 }
 
 bool WorkerLink::read_kv_event() {
-  zmq::message_t part[3];
-  if (!kv_->socket().recv(part[0], zmq::recv_flags::dontwait)) return false;
-  // The parts of a message arrive together: once the first is there, the rest can be read.
-  int parts = 1;
-  zmq::message_t surplus;
-  for (const zmq::message_t* last = &part[0]; last->more(); ++parts) {
-    zmq::message_t& next = parts < 3 ? part[parts] : surplus;
-    if (!kv_->socket().recv(next, zmq::recv_flags::none)) break;
-    last = &next;
-  }
+  std::array<zmq::message_t, 3> part;
+  const std::size_t parts = receive_parts(kv_->socket(), part);
+  if (parts == 0) return false;
   if (parts == 3 && part[1].size() == sizeof(std::uint64_t)) {
     on_kv_message(part[1], part[2]);
   } else {
@@ -102,16 +98,15 @@ void WorkerLink::read_load() {
   bool any = false;
   for (int i = 0; i < kMessagesPerTurn; ++i) {
     zmq::message_t message;
-    if (!load_->socket().recv(message, zmq::recv_flags::dontwait)) break;
-    if (!message.more()) {
+    const std::size_t parts = receive_parts(load_->socket(), {&message, 1});
+    if (parts == 0) break;
+    if (parts == 1) {
       newest = std::move(message);
       any = true;
       continue;
     }
     ++malformed_load_messages_;
     load_error_ = "a load message has one part: are these KV events?";
-    while (message.more() && load_->socket().recv(message, zmq::recv_flags::none)) {
-    }
   }
   if (any) read_load_message(newest.to_string_view());
   publish_status();
@@ -135,9 +130,7 @@ void WorkerLink::update_connections() {
     if (kv_->update()) {
       // What is still queued was said by the connection that is lost: it is read before the belief in it ends.  While
       // it waits for a replay it is dropped instead: if the worker lives, the replay brings it.
-      if (takes_kv_events()) {
-        while (takes_kv_events() && read_kv_event()) {
-        }
+      while (takes_kv_events() && read_kv_event()) {
       }
       zmq::message_t dropped;
       while (kv_->socket().recv(dropped, zmq::recv_flags::dontwait)) {

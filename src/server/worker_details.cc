@@ -4,6 +4,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "load/prometheus_text.h"
 #include "server/json_body.h"
 
 namespace kvrouter {
@@ -22,16 +23,6 @@ double value_of(std::string_view line) {
 
 bool is_sample_of(std::string_view line, std::string_view name) {
   return line.starts_with(name) && line.size() > name.size() && (line[name.size()] == '{' || line[name.size()] == ' ');
-}
-
-// Where a line goes on after this label, or the beginning of one; npos if it has none.
-std::size_t label_value(std::string_view line, std::string_view label) {
-  std::size_t at = line.find(label);
-  // Not the end of another label's name.
-  while (at != std::string_view::npos && at > 0 && line[at - 1] != '{' && line[at - 1] != ',') {
-    at = line.find(label, at + 1);
-  }
-  return at == std::string_view::npos ? at : at + label.size();
 }
 
 }  // namespace
@@ -54,7 +45,7 @@ WorkerCounters parse_worker_counters(std::string_view text, std::optional<unsign
   WorkerCounters counters;
   const std::string label = engine ? "engine=\"" + std::to_string(*engine) + "\"" : "";
   const auto counts = [&](std::string_view line, std::string_view name) {
-    return is_sample_of(line, name) && (label.empty() || label_value(line, label) != std::string_view::npos);
+    return is_sample_of(line, name) && (label.empty() || after_label(line, label) != std::string_view::npos);
   };
   while (!text.empty()) {
     const std::size_t end = std::min(text.find('\n'), text.size());
@@ -67,7 +58,7 @@ WorkerCounters parse_worker_counters(std::string_view text, std::optional<unsign
       counters.cache_hits += static_cast<std::uint64_t>(value_of(line));
     } else if (is_sample_of(line, "vllm:cache_config_info")) {
       constexpr std::string_view kKey = "block_size=\"";
-      const std::size_t at = label_value(line, kKey);
+      const std::size_t at = after_label(line, kKey);
       if (at == std::string_view::npos) continue;
       std::size_t size = 0;
       std::from_chars(line.data() + at, line.data() + line.size(), size);

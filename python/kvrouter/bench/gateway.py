@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 from kvrouter import KvRouter
 from kvrouter.bench import counters
 from kvrouter.bench.client import BenchClient
-from kvrouter.bench.router_process import RouterAdmin
+from kvrouter.bench.router_process import RouterAdmin, settled
 from kvrouter.bench.settings import BenchSettings, EngineName, WorkloadName
 from kvrouter.bench.workloads import BenchRequest, make_workloads
 from kvrouter.serve import KvService, ServeOptions
@@ -198,16 +198,12 @@ class _Ways:
 
     def _settle(self) -> None:
         """Until neither has applied an event for a moment."""
-        seen: object = None
-        since, deadline = time.monotonic(), time.monotonic() + WAIT_S
-        while time.monotonic() < deadline:
-            now = ([worker["events"] for worker in self._router.status()["workers"]], self._admin.events())
-            if now != seen:
-                seen, since = now, time.monotonic()
-            elif time.monotonic() - since > 0.2:
-                return
-            time.sleep(0.02)
-        raise RuntimeError(f"the workers' events do not end within {WAIT_S:g} s")
+
+        def events() -> object:
+            return [worker["events"] for worker in self._router.status()["workers"]], self._admin.events()
+
+        if not settled(events, quiet_s=0.2, timeout_s=WAIT_S):
+            raise RuntimeError(f"the workers' events do not end within {WAIT_S:g} s")
 
 
 def main() -> None:

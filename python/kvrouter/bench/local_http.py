@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from http.client import HTTPException
 from typing import Any
 
@@ -18,19 +19,27 @@ class HttpError(RuntimeError):
     """A request that got no usable answer; the message names the URL and the reason."""
 
 
-def http_request(url: str, *, post: bool = False, timeout_s: float = 5.0) -> str:
-    """The body of the answer to a GET, or to an empty POST.
+def read_answer(
+    opener: urllib.request.OpenerDirector,
+    request: urllib.request.Request,
+    timeout_s: float,
+    hints: Mapping[int, str] | None = None,
+) -> str:
+    """The body of the answer to a request.
+
+    hints: what to say of a status instead of what the answer says.
 
     Raises:
-        HttpError: nobody listens, the time is over, or the status is not 2xx.
+        HttpError: nobody listens, the time is over, the status is not 2xx, or the answer is too long.
     """
+    url = request.full_url
     try:
-        request = urllib.request.Request(url, data=b"" if post else None, method="POST" if post else "GET")
-        with _opener.open(request, timeout=timeout_s) as answer:
+        with opener.open(request, timeout=timeout_s) as answer:
             body: bytes = answer.read(MAX_ANSWER_BYTES + 1)
     except urllib.error.HTTPError as error:
         with error:
             reason = error.read(300).decode(errors="replace").strip()
+        reason = (hints or {}).get(error.code, reason)
         raise HttpError(f"{url} answered {error.code}{': ' + reason if reason else ''}") from error
     except (OSError, HTTPException, ValueError) as error:
         reason = str(getattr(error, "reason", error)) or type(error).__name__
@@ -40,13 +49,12 @@ def http_request(url: str, *, post: bool = False, timeout_s: float = 5.0) -> str
     return body.decode(errors="replace")
 
 
-def http_json(url: str, *, post: bool = False, timeout_s: float = 5.0) -> dict[str, Any]:
-    """Like `http_request`, for an answer that is a JSON object.
+def json_object(url: str, body: str) -> dict[str, Any]:
+    """The JSON object that an answer is.
 
     Raises:
-        HttpError: also for an answer that is something else.
+        HttpError: it is something else; the message names the URL.
     """
-    body = http_request(url, post=post, timeout_s=timeout_s)
     try:
         value = json.loads(body)
     except ValueError as error:
@@ -54,3 +62,25 @@ def http_json(url: str, *, post: bool = False, timeout_s: float = 5.0) -> dict[s
     if not isinstance(value, dict):
         raise HttpError(f"{url} did not answer with a JSON object: {body[:100]!r}")
     return value
+
+
+def http_request(url: str, *, post: bool = False, timeout_s: float = 5.0) -> str:
+    """The body of the answer to a GET, or to an empty POST.
+
+    Raises:
+        HttpError: nobody listens, the time is over, or the status is not 2xx.
+    """
+    try:
+        request = urllib.request.Request(url, data=b"" if post else None, method="POST" if post else "GET")
+    except ValueError as error:
+        raise HttpError(f"{url}: {error}") from error
+    return read_answer(_opener, request, timeout_s)
+
+
+def http_json(url: str, *, post: bool = False, timeout_s: float = 5.0) -> dict[str, Any]:
+    """Like `http_request`, for an answer that is a JSON object.
+
+    Raises:
+        HttpError: also for an answer that is something else.
+    """
+    return json_object(url, http_request(url, post=post, timeout_s=timeout_s))

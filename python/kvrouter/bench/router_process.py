@@ -7,13 +7,14 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from kvrouter.bench.local_http import HttpError, http_json, http_request
+from kvrouter.bench.local_http import HttpError, http_request
+from kvrouter.service_client import ServiceClient
 from kvrouter.vllm.worker_process import WorkerProcess
 
 _STOP_S = 5.0
@@ -40,11 +41,7 @@ class RouterAdmin:
         Raises:
             HttpError: it does not answer, or not with that.
         """
-        answer = http_json(f"{self.url}/workers", timeout_s=self._timeout_s)
-        workers = answer.get("workers")
-        if not isinstance(workers, list) or not all(isinstance(worker, dict) for worker in workers):
-            raise HttpError(f"{self.url}/workers answers without a list of workers: is this a kvrouter?")
-        return answer
+        return ServiceClient(self.url, timeout_s=self._timeout_s).workers()
 
     def reset(self) -> None:
         """Make it forget what the workers cache.
@@ -64,16 +61,21 @@ class RouterAdmin:
         Raises:
             HttpError: it does not answer.
         """
-        deadline = time.monotonic() + timeout_s
-        seen, since = self.events(), time.monotonic()
-        while time.monotonic() < deadline:
-            time.sleep(quiet_s / 5)
-            now = self.events()
-            if now != seen:
-                seen, since = now, time.monotonic()
-            elif time.monotonic() - since >= quiet_s:
-                return True
-        return False
+        return settled(self.events, quiet_s, timeout_s)
+
+
+def settled(reading: Callable[[], object], quiet_s: float, timeout_s: float) -> bool:
+    """Wait until a reading has not changed for `quiet_s`; False if that takes longer than `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    seen, since = reading(), time.monotonic()
+    while time.monotonic() < deadline:
+        time.sleep(quiet_s / 5)
+        now = reading()
+        if now != seen:
+            seen, since = now, time.monotonic()
+        elif time.monotonic() - since >= quiet_s:
+            return True
+    return False
 
 
 class RouterProcess:

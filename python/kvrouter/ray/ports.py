@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvrouter.config import REPLAY_PORT_OFFSET
 from kvrouter.ray.engine.base import EnginePorts
-from kvrouter.vllm.kv_events import REPLAY_PORT_OFFSET
 from kvrouter.vllm.ports import PortRange, PortTakenError, find_free_ports, reserve_ports
 
 _ATTEMPTS = 200

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from kvrouter.config import REPLAY_PORT_OFFSET
 from kvrouter.vllm.ports import check_port
-
-REPLAY_PORT_OFFSET = 200
-"""Where the replay port lies above the events port unless it is given."""
 
 _WILDCARDS = {"*": "*", "0.0.0.0": "*", "::": "[::]", "[::]": "[::]"}
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from urllib.parse import urlsplit
 
+from kvrouter.config import REPLAY_PORT_OFFSET
 from kvrouter.vllm.engines import (
     EngineOptions,
     WorkerPorts,
@@ -33,7 +34,6 @@ from kvrouter.vllm.engines import (
     worker_command,
     worker_environment,
 )
-from kvrouter.vllm.kv_events import REPLAY_PORT_OFFSET
 from kvrouter.vllm.ports import PortRange, PortTakenError, find_free_ports, reserve_ports
 from kvrouter.vllm.startup import StartupProgress, failure_message
 from kvrouter.vllm.tiny_model import TinyModel, default_model_dir, make_tiny_model
@@ -346,14 +346,10 @@ def _tiny_model(engine: str, model: str | os.PathLike[str] | TinyModel | None, m
 def _reserve(num_workers: int, http: int | None, kv_events: int | None, load: int | None) -> list[PortRange]:
     """Ranges of HTTP, KV-events, replay and load ports, in this order, held until released."""
     held: list[PortRange] = []
-
-    def hold(base: int | None, setting: str) -> None:
-        held.append(find_free_ports(num_workers) if base is None else reserve_ports(base, num_workers, setting))
-
     try:
-        hold(http, "base_http_port")
+        held.append(_range(num_workers, http, "base_http_port"))
         held.extend(_reserve_events(num_workers, kv_events))
-        hold(load, "base_metrics_port")
+        held.append(_range(num_workers, load, "base_metrics_port"))
     except BaseException:
         for range_ in held:
             range_.release()
@@ -361,13 +357,15 @@ def _reserve(num_workers: int, http: int | None, kv_events: int | None, load: in
     return held
 
 
+def _range(num_workers: int, base: int | None, setting: str) -> PortRange:
+    return find_free_ports(num_workers) if base is None else reserve_ports(base, num_workers, setting)
+
+
 def _reserve_events(num_workers: int, base: int | None) -> tuple[PortRange, PortRange]:
     """Ports for KV events and, where routers look for it (``REPLAY_PORT_OFFSET`` above), for replays."""
     attempts = _PORT_ATTEMPTS if base is None else 1
     while True:
-        events = (
-            find_free_ports(num_workers) if base is None else reserve_ports(base, num_workers, "base_kv_events_port")
-        )
+        events = _range(num_workers, base, "base_kv_events_port")
         setting = f"base_kv_events_port + {REPLAY_PORT_OFFSET}, for replay"
         try:
             return events, reserve_ports(events[0] + REPLAY_PORT_OFFSET, num_workers, setting)

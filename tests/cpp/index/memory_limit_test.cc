@@ -2,23 +2,13 @@
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
-#include <atomic>
-#include <thread>
+#include <algorithm>
 
-#include "index/naive_index.h"
-#include "index/random_ops.h"
+#include "index/beside_a_writer.h"
 #include "kvrouter/prefix_index.h"
 
 namespace kvrouter {
 namespace {
-
-using Overlap = std::vector<std::uint32_t>;
-
-Overlap find(const PrefixIndex& index, std::span<const LocalHash> blocks) {
-  Overlap overlap(index.num_workers(), 99);
-  index.find_matches(blocks, overlap);
-  return overlap;
-}
 
 // A prompt of `length` blocks that shares none with other prompts; its engine hashes are its local ones.
 std::vector<LocalHash> prompt(std::size_t number, std::size_t length) {
@@ -178,41 +168,10 @@ RC_GTEST_PROP(MemoryLimitProperty, ReadersBesideAWriter_NeverSeeMoreThanWasHeld,
   const auto ops = *rc::gen::scale(4.0, rc::gen::container<std::vector<Op>>(gen_op(kWorkers)));
   const bool engines_agree = *rc::gen::arbitrary<bool>();
   if (ops.empty()) return;
-  std::vector<Path> queries(std::min<std::size_t>(ops.size(), 6));
-  for (std::size_t q = 0; q < queries.size(); ++q) queries[q] = ops[q].path;
-  std::vector<std::vector<Overlap>> held(1, std::vector<Overlap>(queries.size(), Overlap(kWorkers, 0)));
-  NaiveIndex naive(kWorkers);
-  for (const Op& op : ops) {
-    apply(naive, op, engines_agree);
-    std::vector<Overlap>& state = held.emplace_back();
-    for (const Path& query : queries) state.push_back(naive.find_matches(query));
-  }
-
   PrefixIndex index(kWorkers, *gen_limit());
-  std::atomic<std::size_t> begun{0}, done{0};
-  std::atomic<bool> wrong{false};
-  const auto read = [&] {
-    for (std::size_t round = 0; done < ops.size() && !wrong; ++round) {
-      const std::size_t q = round % queries.size();
-      const std::size_t first = done;
-      const Overlap seen = find(index, queries[q]);
-      const std::size_t last = begun;
-      for (WorkerId w = 0; w < kWorkers; ++w) {
-        std::uint32_t most = 0;
-        for (std::size_t state = first; state <= last; ++state) most = std::max(most, held[state][q][w]);
-        if (seen[w] > most) wrong = true;
-      }
-    }
-  };
-  std::thread reader(read), another(read);
-  for (const Op& op : ops) {
-    ++begun;
-    apply(index, op, engines_agree);
-    ++done;
-  }
-  reader.join();
-  another.join();
-  RC_ASSERT(!wrong);
+  RC_ASSERT(readers_see_only(index, ops, engines_agree, [](std::uint32_t seen, std::span<const std::uint32_t> held) {
+    return seen <= *std::max_element(held.begin(), held.end());
+  }));
 }
 
 }  // namespace

@@ -3,23 +3,15 @@
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <thread>
 
+#include "index/beside_a_writer.h"
 #include "index/flat_map.h"
-#include "index/naive_index.h"
-#include "index/random_ops.h"
 
 namespace kvrouter {
 namespace {
-
-using Overlap = std::vector<std::uint32_t>;
-
-Overlap find(const PrefixIndex& index, const std::vector<LocalHash>& blocks) {
-  Overlap overlap(index.num_workers(), 99);
-  index.find_matches(blocks, overlap);
-  return overlap;
-}
 
 void store(PrefixIndex& index, WorkerId worker, std::optional<EngineHash> parent, std::vector<StoredBlock> blocks) {
   index.store(worker, parent, blocks);
@@ -188,42 +180,11 @@ RC_GTEST_PROP(PrefixIndexProperty, ReadersBesideAWriter_SeeEventsWhole, ()) {
   constexpr WorkerId kWorkers = 5;
   const auto ops = *rc::gen::scale(4.0, rc::gen::container<std::vector<Op>>(gen_op(kWorkers)));
   const bool engines_agree = *rc::gen::arbitrary<bool>();
-  std::vector<Path> queries(ops.size() < 6 ? ops.size() : 6);
-  for (std::size_t q = 0; q < queries.size(); ++q) queries[q] = ops[q].path;
-  if (queries.empty()) return;
-  std::vector<std::vector<Overlap>> expected(1, std::vector<Overlap>(queries.size(), Overlap(kWorkers, 0)));
-  NaiveIndex naive(kWorkers);
-  for (const Op& op : ops) {
-    apply(naive, op, engines_agree);
-    std::vector<Overlap>& state = expected.emplace_back();
-    for (const Path& query : queries) state.push_back(naive.find_matches(query));
-  }
-
+  if (ops.empty()) return;
   PrefixIndex index(kWorkers);
-  std::atomic<std::size_t> begun{0}, done{0};
-  std::atomic<bool> wrong{false};
-  const auto read = [&] {
-    for (std::size_t round = 0; done < ops.size() && !wrong; ++round) {
-      const std::size_t q = round % queries.size();
-      const std::size_t first = done;
-      const Overlap seen = find(index, queries[q]);
-      const std::size_t last = begun;
-      for (WorkerId w = 0; w < kWorkers; ++w) {
-        bool found = false;
-        for (std::size_t state = first; state <= last && !found; ++state) found = expected[state][q][w] == seen[w];
-        if (!found) wrong = true;
-      }
-    }
-  };
-  std::thread reader(read), another(read);
-  for (const Op& op : ops) {
-    ++begun;
-    apply(index, op, engines_agree);
-    ++done;
-  }
-  reader.join();
-  another.join();
-  RC_ASSERT(!wrong);
+  RC_ASSERT(readers_see_only(index, ops, engines_agree, [](std::uint32_t seen, std::span<const std::uint32_t> held) {
+    return std::find(held.begin(), held.end(), seen) != held.end();
+  }));
 }
 
 RC_GTEST_PROP(FlatMap, BehavesAsAStdMap, ()) {

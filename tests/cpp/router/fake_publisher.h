@@ -1,8 +1,14 @@
 // The two publishers of a worker, on ports of their own: what the router hears when a worker speaks.
 #pragma once
 
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
 #include <chrono>
 #include <cstdint>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <zmq.hpp>
@@ -45,6 +51,30 @@ class Publisher {
 
  private:
   zmq::socket_t socket_;
+};
+
+// A port that refuses connections, and that nobody else gets meanwhile: bound, but not listened at.  That of a
+// publisher that was just closed may still accept.
+class UnusedPort {
+ public:
+  UnusedPort() : socket_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    address_.sin_family = AF_INET;
+    address_.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof address_;
+    if (socket_ < 0 || ::bind(socket_, reinterpret_cast<sockaddr*>(&address_), size) != 0 ||
+        ::getsockname(socket_, reinterpret_cast<sockaddr*>(&address_), &size) != 0) {
+      throw std::runtime_error("no port to be had");
+    }
+  }
+  ~UnusedPort() { ::close(socket_); }
+  UnusedPort(const UnusedPort&) = delete;
+  UnusedPort& operator=(const UnusedPort&) = delete;
+
+  std::string endpoint() const { return "tcp://127.0.0.1:" + std::to_string(ntohs(address_.sin_port)); }
+
+ private:
+  int socket_;
+  sockaddr_in address_{};
 };
 
 // Waits until `condition` holds, ten seconds at most; whether it came to hold.

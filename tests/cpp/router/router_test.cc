@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <deque>
 #include <map>
 #include <optional>
 #include <thread>
@@ -147,7 +148,7 @@ class RouterOnSockets : public ::testing::Test {
     ASSERT_TRUE(eventually([&] { return router_->status().workers[worker].events.batches > before; }));
   }
 
-  std::string unused_endpoint() { return Publisher(zmq_).endpoint(); }
+  std::string unused_endpoint() { return unused_.emplace_back().endpoint(); }
 
   std::vector<std::string> notices(std::chrono::milliseconds quiet = 300ms) {
     std::vector<std::string> texts;
@@ -159,6 +160,7 @@ class RouterOnSockets : public ::testing::Test {
 
   zmq::context_t zmq_;
   std::vector<Worker> workers_;
+  std::deque<testing::UnusedPort> unused_;
   RouterOptions options_;
   std::optional<Router> router_;
   std::uint64_t sequence_ = 0;
