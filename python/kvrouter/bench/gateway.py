@@ -3,7 +3,8 @@
     python -m kvrouter.bench.gateway [--engine sim] [--repeats 3] [--concurrency 4]
 
 Two workers, the workload ``thrash`` (prefixes that fit both caches together but not one: requests that are sent to the
-wrong worker cost hits, see docs/benchmark.md).  By turns the users ask a ``KvRouter`` in this process and send to the
+wrong worker cost hits, see docs/benchmark.md).  Where a prefix goes first is chance (ties), and how many land on each worker
+decides how many are lost: one run's hit rate varies by points, so compare over many, or with fewer prefixes.  By turns the users ask a ``KvRouter`` in this process and send to the
 worker that it names, or send to a ``KvService``.  Before each turn the caches are emptied.  Hit rates are the workers'
 own counters.
 """
@@ -12,11 +13,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import mean, median, stdev
 from tempfile import TemporaryDirectory
 
 from kvrouter import KvRouter
@@ -51,8 +53,16 @@ class Comparison:
 
     @property
     def difference(self) -> float:
-        """The gateway's median hit rate less the in-process router's."""
-        return median(self.hit_rates[GATEWAY]) - median(self.hit_rates[IN_PROCESS])
+        """The gateway's mean hit rate less the in-process router's."""
+        return mean(self.hit_rates[GATEWAY]) - mean(self.hit_rates[IN_PROCESS])
+
+    @property
+    def standard_error(self) -> float | None:
+        """Of `difference`, both ways taken as independent; None with fewer than two repeats."""
+        rates = list(self.hit_rates.values())
+        if len(rates[0]) < 2:
+            return None
+        return math.sqrt(sum(stdev(way) ** 2 / len(way) for way in rates))
 
 
 def compare(
@@ -233,10 +243,13 @@ def main() -> None:
     )
     for way, rates in result.hit_rates.items():
         print(
-            f"{way:18} hit rate {100 * median(rates):.1f}% ({100 * min(rates):.1f} to {100 * max(rates):.1f}), "
+            f"{way:18} hit rate: mean {100 * mean(rates):.1f}%, median {100 * median(rates):.1f} "
+            f"({100 * min(rates):.1f} to {100 * max(rates):.1f}), "
             f"{median(result.requests_per_s[way]):.1f} requests/s"
         )
-    print(f"difference: {100 * result.difference:+.2f} points")
+    error = result.standard_error
+    spread = "" if error is None else f" (standard error {100 * error:.2f})"
+    print(f"difference: {100 * result.difference:+.2f} points{spread}")
 
 
 if __name__ == "__main__":
