@@ -11,6 +11,7 @@
 #include <mutex>
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <system_error>
 #include <thread>
 #include <unordered_set>
@@ -18,6 +19,7 @@
 #include <vector>
 
 #include "net/tls.h"
+#include "server/api_error.h"
 #include "server/http_connection.h"
 #include "server/tls_handshake.h"
 
@@ -153,9 +155,15 @@ class HttpServer::Impl {
   }
 
   void turn_away(Socket& socket) {
-    static constexpr std::string_view kAnswer =
-        "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
-    if (!tls_) ::send(socket.native_handle(), kAnswer.data(), kAnswer.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (!tls_) {
+      const std::string body = api_error_json(
+          503, "the server has its " + std::to_string(server_.limits.max_connections) + " connections: keep fewer open");
+      const std::string answer =
+          "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\n"
+          "Content-Type: application/json\r\nContent-Length: " +
+          std::to_string(body.size()) + "\r\n\r\n" + body;
+      ::send(socket.native_handle(), answer.data(), answer.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+    }
     error_code ignored;
     socket.shutdown(net::ip::tcp::socket::shutdown_send, ignored);
     socket.close(ignored);

@@ -20,6 +20,17 @@ from kvrouter.ray.engine.base import SampleRequest  # noqa: E402
 # --- one router for all ---
 
 
+def test_the_router_is_told_what_the_engines_found(generation):
+    data = prompts(6, seed=7)
+    generation.generate(data)
+    settle(generation, 6 * 4)
+    generation.generate(data)
+    hits_told = [worker["hits"] for worker in generation.router.status()["workers"]]
+    assert sum(told["reports"] for told in hits_told) == 12
+    assert sum(told["predicted_tokens"] for told in hits_told) == 6 * hits(260)
+    assert sum(told["cached_tokens"] for told in hits_told) == 6 * hits(260)
+
+
 def test_another_process_asks_the_same_router(generation):
     data = prompts(6, seed=8)
     generation.generate(data)

@@ -3,10 +3,10 @@
     python -m kvrouter.bench.gateway [--engine sim] [--repeats 3] [--concurrency 4]
 
 Two workers, the workload ``thrash`` (prefixes that fit both caches together but not one: requests that are sent to the
-wrong worker cost hits, see docs/benchmark.md).  Where a prefix goes first is chance (ties), and how many land on each worker
-decides how many are lost: one run's hit rate varies by points, so compare over many, or with fewer prefixes.  By turns the users ask a ``KvRouter`` in this process and send to the
-worker that it names, or send to a ``KvService``.  Before each turn the caches are emptied.  Hit rates are the workers'
-own counters.
+wrong worker cost hits, see docs/benchmark.md).  Where a prefix goes first is chance (ties), and how many land on each
+worker decides how many are lost: a run's hit rate varies by points, so compare over many, or with fewer prefixes.  By
+turns the users ask a ``KvRouter`` in this process and send to the worker that it names, or send to a ``KvService``.
+Before each turn the caches are emptied.  Hit rates are the workers' own counters.
 """
 
 from __future__ import annotations

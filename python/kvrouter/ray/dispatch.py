@@ -51,7 +51,7 @@ class Dispatcher:
 
     leaders: the actors, by worker.
     lost: called, from any loop, with a worker that failed.
-    done: called with each choice when its request has an answer, or (None) will get none.
+    done: called with each request and its choice when there is an answer, or (None) will be none.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Dispatcher:
         leaders: Sequence[Any],
         health: FleetHealth,
         lost: Callable[[int], None],
-        done: Callable[[Choice, Answer | None], None],
+        done: Callable[[SampleRequest, Choice, Answer | None], None],
     ) -> None:
         self._leaders = list(leaders)
         self._health = health
@@ -102,7 +102,7 @@ class Dispatcher:
         try:
             answer = await self._find_answer(index, request, choice, note)
         finally:
-            self._done(choice, answer)
+            self._done(request, choice, answer)
         return answer
 
     async def _find_answer(self, index: int, request: SampleRequest, choice: Choice, note: RoutingNote) -> Answer:

@@ -13,7 +13,7 @@ from kvrouter.ray import background
 from kvrouter.ray.batched_data_dict import is_tensor
 from kvrouter.ray.config import check_generation_config, router_block_size
 from kvrouter.ray.dispatch import WORKER_ERRORS, Answer, Dispatcher
-from kvrouter.ray.engine.base import WeightSource
+from kvrouter.ray.engine.base import SampleRequest, WeightSource
 from kvrouter.ray.health import FleetHealth
 from kvrouter.ray.recovery import Recovery, address_of
 from kvrouter.ray.router_handle import Choice, RouterHandle
@@ -69,8 +69,8 @@ class EngineFleet(RayWorkerGroup):
         self._recovery.router = self._router
         self._dispatcher = Dispatcher(self.leaders(), self._health, self._recovery.lost, self._done)
 
-    def _done(self, choice: Choice, answer: Answer | None) -> None:
-        """Tells the router what became of a request that it decided on: its policy may learn from that."""
+    def _done(self, request: SampleRequest, choice: Choice, answer: Answer | None) -> None:
+        """Tells the router what became of a request: its policy and its self-check learn from that."""
         router = self._router
         if router is None:
             return
@@ -79,6 +79,7 @@ class EngineFleet(RayWorkerGroup):
             return
         result = answer.result
         router.complete(choice, len(result.tokens), result.transit_s + result.ttft_s)
+        router.report_hit(choice, request.tokens, result.cached_tokens)
 
     def __getstate__(self) -> dict[str, Any]:
         left_out = ("_health", "_recovery", "_dispatcher", "_owner", "_closed")

@@ -133,13 +133,11 @@ class RouterHandle:
         return _choices(answer["worker_ids"], answer["overlap_blocks"], [0] * len(requests))
 
     async def round_robin(self) -> Choice | None:
-        """The next worker in turn."""
+        """The next worker in turn; nothing is predicted."""
         if self._api is not None:
-            nothing = np.zeros(1, int)
-            decided = self._decided(lambda api: (np.asarray([api.router.worker_round_robin()]), nothing, nothing))
-            return None if decided is None else decided[0]
+            return Choice(self._api.router.worker_round_robin(), None)
         answer = await self._ask("/find_worker_round_robin", {"local_hashes": [], "num_tokens": 1})
-        return None if answer is None else Choice(answer["worker_id"], 0)
+        return None if answer is None else Choice(answer["worker_id"], None)
 
     def _decided(self, decide: Any) -> list[Choice] | None:
         try:
@@ -181,6 +179,15 @@ class RouterHandle:
         """
         if self._api is not None and choice.ticket:
             self._api.router.complete(choice.ticket, output_tokens, first_token_s)
+
+    def report_hit(self, choice: Choice, tokens: npt.NDArray[np.int64], cached_tokens: int) -> None:
+        """What the chosen worker took from its cache of a prompt (its token ids); see ``KvRouter.report_hit``.
+
+        Does nothing for choices that predicted nothing, and in processes other than the router's.
+        """
+        if self._api is not None and choice.overlap_blocks is not None:
+            hashes = compute_block_hashes(tokens, self.block_size)
+            self._api.router.report_hit(choice.worker, choice.overlap_blocks, len(tokens), cached_tokens, hashes=hashes)
 
     async def reset(self, worker: int | None = None, until_cleared: bool = False) -> None:
         """A worker, or all, have emptied their caches, or are about to: see ``KvRouter.reset``."""

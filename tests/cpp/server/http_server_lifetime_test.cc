@@ -37,7 +37,9 @@ TEST(HttpServer, TooManyConnections_AreTurnedAway) {
     client->read_answer();
   }
   RawClient third(server.port());
-  EXPECT_EQ(third.read_to_end().substr(0, 12), "HTTP/1.1 503");
+  const std::string refusal = third.read_to_end();
+  EXPECT_EQ(status_of(refusal), "HTTP/1.1 503 Service Unavailable") << refusal;
+  EXPECT_NE(body_of(refusal).find("has its 2 connections"), std::string::npos) << refusal;
   first.reset();
   EXPECT_TRUE(eventually([&] {
     RawClient again(server.port());

@@ -55,7 +55,7 @@ class Fleet:
         self.done = []
         self.dispatcher = Dispatcher(self.actors, self.health, lost, self.note_done)
 
-    def note_done(self, choice, answer):
+    def note_done(self, request, choice, answer):
         self.done.append((choice.ticket, None if answer is None else answer.worker))
 
     async def run(self, workers, **options):
