@@ -50,6 +50,12 @@ class ServeOptions:
     tls_key: str = ""
     upstream_ca: str = ""
     """PEM file of the authorities to trust for https workers; "": the system's."""
+    replica_bind: str = ""
+    """``tcp://address:port`` at which other replicas of the service hear this one; "": nowhere."""
+    replica_peers: list[str] = field(default_factory=list)
+    """Where the others are heard; one that is this replica itself is left out."""
+    replica_timeout_s: float = 3.0
+    """Of silence, after which what a replica has in flight counts no more."""
     limits: dict[str, Any] = field(default_factory=dict)
     """Further settings of ``_core.Service``: ``max_concurrency``, ``max_queue``, ``queue_timeout_s``, ..."""
 
@@ -79,6 +85,9 @@ class KvService:
             seed=options.seed,
             ca_file=options.upstream_ca,
             index_memory_limit=options.index_memory_limit,
+            replica_bind=options.replica_bind,
+            replica_peers=options.replica_peers,
+            replica_timeout_s=options.replica_timeout_s,
         )
         self._listening = Listening(self._router)
         self._listening.start(True)
@@ -199,6 +208,15 @@ def serve(
     upstream_ca: Annotated[
         Path | None, typer.Option(help="PEM file of whom to trust for https workers; default: the system's.")
     ] = None,
+    replica_bind: Annotated[
+        str, typer.Option(help="tcp://address:port at which other replicas hear this one; default: nowhere.")
+    ] = "",
+    replica_peer: Annotated[
+        list[str] | None, typer.Option(help="tcp://host:port at which another replica is heard; one option each.")
+    ] = None,
+    replica_timeout: Annotated[
+        float, typer.Option(help="Seconds of silence until another replica counts as gone.", min=0.5)
+    ] = 3.0,
     dns_interval: Annotated[float, typer.Option(help="Seconds between look-ups of dns:// names.", min=0.1)] = 5.0,
     access_log: Annotated[str, typer.Option(help="File for a JSON line a request; '-': standard error.")] = "",
     startup_timeout: Annotated[float, typer.Option(help="Seconds to wait for a block size.", min=0)] = 300.0,
@@ -232,6 +250,9 @@ def serve(
             tls_cert=str(tls_cert or ""),
             tls_key=str(tls_key or ""),
             upstream_ca=str(upstream_ca or ""),
+            replica_bind=replica_bind,
+            replica_peers=replica_peer or [],
+            replica_timeout_s=replica_timeout,
             limits={
                 "max_concurrency": max_concurrency,
                 "max_queue": max_queue,
