@@ -9,6 +9,7 @@
 
 #include "bindings/arrays.h"
 #include "kvrouter/router.h"
+#include "replica/snapshot.h"
 #include "server/router_api.h"
 
 namespace kvrouter::python {
@@ -303,6 +304,45 @@ void bind_router(nb::module_& m) {
             self.loads().update(checked_worker(self.num_workers(), worker), {kv_usage, waiting, running});
           },
           nb::arg("worker"), nb::arg("kv_usage"), nb::arg("waiting"), nb::arg("running") = 0)
+      .def(
+          "snapshot",
+          [](Router& self) {
+            std::string bytes;
+            {
+              const nb::gil_scoped_release release;
+              bytes = self.snapshot();
+            }
+            return nb::bytes(bytes.data(), bytes.size());
+          },
+          "What is known of the workers' caches, for warm_start(); see kvrouter/router.h.")
+      .def(
+          "save_snapshot",
+          [](Router& self, const std::string& path) {
+            const nb::gil_scoped_release release;
+            try {
+              const std::string bytes = self.snapshot();
+              write_file_atomically(path, bytes);
+              return bytes.size();
+            } catch (const std::system_error& error) {
+              const nb::gil_scoped_acquire acquire;
+              PyErr_SetString(PyExc_OSError, error.what());
+              throw nb::python_error();
+            }
+          },
+          nb::arg("path"), "Writes snapshot() to a file, as a whole or not at all; its size.  OSError when it cannot be.")
+      .def(
+          "warm_start",
+          [](Router& self, nb::bytes snapshot) {
+            const std::span bytes(static_cast<const std::byte*>(snapshot.data()), snapshot.size());
+            const nb::gil_scoped_release release;
+            try {
+              return self.warm_start(bytes);
+            } catch (const std::invalid_argument& error) {
+              const nb::gil_scoped_acquire acquire;
+              throw nb::value_error(error.what());
+            }
+          },
+          nb::arg("snapshot"), "To be called before start(); the number of workers in it.  ValueError for what is none.")
       .def_prop_ro("index", &Router::index, nb::rv_policy::reference_internal)
       .def(
           "status_json", [](Router& self) { return answer_router_request(self, {"GET", "/workers", "", ""}).body; },
