@@ -285,9 +285,10 @@ class Router {
   enum class Reset { kNow, kUntilCleared };
   void reset(std::optional<WorkerId> worker = std::nullopt, Reset kind = Reset::kNow);
 
-  // What is known of the workers' caches, as bytes for warm_start().  Workers of which it could not be said that they are
-  // the same later (without replays, behind a fence, while a replay is under way) are left out.  Takes a moment: from
-  // worker to worker the network thread is held up while the index is walked.  Throws std::length_error beyond 1 GiB.
+  // What is known of the workers' caches, as bytes for warm_start().  Workers of which it could not be said that they
+  // are the same later (without replays, behind a fence, while a replay is under way) are left out.  Takes a moment:
+  // from worker to worker the network thread is held up while the index is walked.  Throws std::length_error beyond 1
+  // GiB.
   std::string snapshot();
   // Starts with a snapshot, of this router before or of another.  What it says of a worker counts once that worker,
   // having come by start() or set_worker(), has shown that it is in the same life, and has replayed what it published

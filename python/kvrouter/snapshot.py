@@ -1,9 +1,11 @@
-"""Snapshots of what a service knows of its workers' caches: read when it starts, written now and then and when it ends."""
+"""Snapshots of what a service knows of its workers' caches: read at its start, written now and then and at its end."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from kvrouter import _core
@@ -11,7 +13,8 @@ from kvrouter.bench.local_http import HttpError
 from kvrouter.service_client import ServiceClient
 
 logger = logging.getLogger("kvrouter")
-MAX_SNAPSHOT_BYTES = 1 << 30
+#: Of a snapshot, as ``Snapshot::kMaxBytes`` of src/replica/snapshot.h.
+MAX_BYTES = 1 << 30
 #: For a peer to walk its index, and for the bytes to come.
 _DOWNLOAD_TIMEOUT_S = 60.0
 
@@ -21,12 +24,12 @@ def warm_start(router: _core.Router, path: Path | None, peer: ServiceClient | No
 
     Without either, or where they hold no snapshot, it starts with nothing; the log says why.
     """
-    for source, read in (
-        (peer.url + "/snapshot" if peer else "", lambda: _from_peer(peer)),
-        (str(path or ""), lambda: _from_file(path)),
-    ):
-        if not source:
-            continue
+    sources: list[tuple[str, Callable[[], bytes | None]]] = []
+    if peer:
+        sources.append((peer.url + "/snapshot", partial(peer.download, "/snapshot", _DOWNLOAD_TIMEOUT_S, MAX_BYTES)))
+    if path:
+        sources.append((str(path), partial(_read, path)))
+    for source, read in sources:
         try:
             snapshot = read()
             if snapshot is None:
@@ -40,15 +43,11 @@ def warm_start(router: _core.Router, path: Path | None, peer: ServiceClient | No
         return
 
 
-def _from_peer(peer: ServiceClient | None) -> bytes | None:
-    return peer.download("/snapshot", _DOWNLOAD_TIMEOUT_S, MAX_SNAPSHOT_BYTES) if peer else None
-
-
-def _from_file(path: Path | None) -> bytes | None:
-    if path is None or not path.exists():
+def _read(path: Path) -> bytes | None:
+    if not path.exists():
         return None
-    if path.stat().st_size > MAX_SNAPSHOT_BYTES:
-        raise ValueError(f"it is larger than {MAX_SNAPSHOT_BYTES} bytes")
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"it is larger than {MAX_BYTES} bytes")
     return path.read_bytes()
 
 

@@ -329,7 +329,8 @@ void bind_router(nb::module_& m) {
               throw nb::python_error();
             }
           },
-          nb::arg("path"), "Writes snapshot() to a file, as a whole or not at all; its size.  OSError when it cannot be.")
+          nb::arg("path"),
+          "Writes snapshot() to a file, as a whole or not at all; its size.  OSError when it cannot be.")
       .def(
           "warm_start",
           [](Router& self, nb::bytes snapshot) {
@@ -342,7 +343,8 @@ void bind_router(nb::module_& m) {
               throw nb::value_error(error.what());
             }
           },
-          nb::arg("snapshot"), "To be called before start(); the number of workers in it.  ValueError for what is none.")
+          nb::arg("snapshot"),
+          "To be called before start(); the number of workers in it.  ValueError for what is none.")
       .def_prop_ro("index", &Router::index, nb::rv_policy::reference_internal)
       .def(
           "status_json", [](Router& self) { return answer_router_request(self, {"GET", "/workers", "", ""}).body; },

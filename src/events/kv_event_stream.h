@@ -75,9 +75,9 @@ class KvEventStream {
   void on_disconnected();
   // Where the stream is, for resume() of another; nothing while it is behind, or can say nothing of its worker's life.
   std::optional<StreamPosition> position() const;
-  // What was known at `position` in another process.  It is kept aside until a replay has shown that the worker is still
-  // in that life, and dropped where anything speaks against it.
-  // REQUIRES: nothing was applied yet; the stream was made for replay.
+  // What was known at `position` in another process.  It is kept aside until a replay has shown that the worker is
+  // still in that life, and dropped where anything speaks against it. REQUIRES: nothing was applied yet; the stream was
+  // made for replay.
   void resume(const StreamPosition& position, std::vector<StoredChain> chains);
   // The user has forgotten the worker's blocks: nothing published until now may count again.
   void on_reset();

@@ -13,7 +13,8 @@ std::vector<StoredChain> Tree::worker_chains(WorkerId worker) {
     if (in_tree(node) && coverage(node, worker) > 0) nodes.push_back(node);
   }
   // Parents first: what comes before its parent would be an orphan meanwhile, and of these there is a limit.
-  std::sort(nodes.begin(), nodes.end(), [&](NodeId a, NodeId b) { return nodes_.info(a).depth < nodes_.info(b).depth; });
+  std::sort(nodes.begin(), nodes.end(),
+            [&](NodeId a, NodeId b) { return nodes_.info(a).depth < nodes_.info(b).depth; });
   std::unordered_multimap<BlockId, EngineHash> aliases;
   names.aliases.for_each([&](EngineHash name, BlockId block) { aliases.emplace(block, name); });
   // Of a block that the worker holds.
@@ -43,14 +44,16 @@ std::vector<StoredChain> Tree::worker_chains(WorkerId worker) {
       const auto [first, last] = aliases.equal_range(block);
       for (auto alias = first; alias != last; ++alias) {
         if (alias->second == stored.engine) continue;
-        others.push_back({chain.blocks.empty() ? chain.parent : chain.blocks.back().engine, {{stored.local, alias->second}}});
+        others.push_back(
+            {chain.blocks.empty() ? chain.parent : chain.blocks.back().engine, {{stored.local, alias->second}}});
       }
       chain.blocks.push_back(stored);
     }
     chains.push_back(std::move(chain));
     std::move(others.begin(), others.end(), std::back_inserter(chains));
   }
-  names.orphans.for_each_child([&](EngineHash parent, const StoredBlock& block) { chains.push_back({parent, {block}}); });
+  names.orphans.for_each_child(
+      [&](EngineHash parent, const StoredBlock& block) { chains.push_back({parent, {block}}); });
   return chains;
 }
 

@@ -76,7 +76,8 @@ class Decoder {
     for (PeerEvent& event : out_.events) {
       std::size_t fields = 0;
       std::uint64_t kind = 0;
-      if (!in_.read_array(fields) || !in_.read_uint(kind) || kind > static_cast<std::uint64_t>(Kind::kBye)) return false;
+      if (!in_.read_array(fields) || !in_.read_uint(kind) || kind > static_cast<std::uint64_t>(Kind::kBye))
+        return false;
       event = {};
       event.kind = static_cast<Kind>(kind);
       if (fields != fields_of(event.kind) || !read_event(event)) return false;

@@ -47,11 +47,11 @@ struct PeerRequest {
 struct PeerEvent {
   enum class Kind : std::uint8_t { kRouted, kFirstToken, kComplete, kState, kBye };
   Kind kind = Kind::kBye;
-  PeerRequest request;                    // kRouted; of the others the ticket
-  std::size_t begin = 0, count = 0;       // kRouted: of PeerMessage::prefixes; kState: of PeerMessage::requests
-  std::uint64_t slots_begin = 0;          // kState
-  std::uint64_t slots_end = 0;            // kState: at most 2^32
-  Completion completion;                  // kComplete
+  PeerRequest request;               // kRouted; of the others the ticket
+  std::size_t begin = 0, count = 0;  // kRouted: of PeerMessage::prefixes; kState: of PeerMessage::requests
+  std::uint64_t slots_begin = 0;     // kState
+  std::uint64_t slots_end = 0;       // kState: at most 2^32
+  Completion completion;             // kComplete
 };
 
 struct PeerMessage {

@@ -1,4 +1,5 @@
-// What this replica's decisions leave for its peers: a bounded queue from the threads that decide to the one that sends.
+// What this replica's decisions leave for its peers: a bounded queue from the threads that decide to the one that
+// sends.
 //
 // A push takes a lock for the time of a copy, and wakes the sender only if it has nothing to do; it never waits for the
 // network.  What does not fit is dropped and counted: the next state makes good for it.

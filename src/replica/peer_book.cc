@@ -67,7 +67,7 @@ void PeerBook::on_routed(const PeerRequest& request, std::span<const PrefixHash>
   }
   if (const auto old = entries_.find(slot_of(request.ticket)); old != entries_.end()) {
     if (old->second.theirs >= request.ticket) return;  // it is known, or over already
-    drop(old);  // the peer has given its slot to this one
+    drop(old);                                         // the peer has given its slot to this one
     drop_all();
   }
   enter(request, prefixes, true);

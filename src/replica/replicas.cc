@@ -24,7 +24,7 @@ constexpr int kLingerMs = 200;          // for the word that this replica leaves
 constexpr int kMessagesPerTurn = 256;
 constexpr std::size_t kEventsPerMessage = 512;
 constexpr std::size_t kPrefixesPerMessage = 1 << 15;  // 256 KiB, one request's over
-constexpr std::size_t kSlotsPerState = 1024;  // a worker each, in the worst case, whose name takes half a KiB
+constexpr std::size_t kSlotsPerState = 1024;          // a worker each, in the worst case, whose name takes half a KiB
 
 void set_options(zmq::socket_t& socket, const std::string& endpoint, int linger_ms) {
   socket.set(zmq::sockopt::linger, linger_ms);
@@ -243,7 +243,8 @@ class Replicas::Link {
           break;
         case PeerBook::Outcome::kOtherBlockSize:
           if (std::exchange(peer.told_block_size, true)) break;
-          tell(Level::kWarning, peer, "routes by blocks of another size, and is not listened to: set --block-size alike");
+          tell(Level::kWarning, peer,
+               "routes by blocks of another size, and is not listened to: set --block-size alike");
           break;
         case PeerBook::Outcome::kIgnored:
         case PeerBook::Outcome::kMalformed:

@@ -1,9 +1,9 @@
 // The other replicas of this router: one thread that tells them what this one sends where, and enters what they tell.
 //
-// A PUB socket is bound, and a SUB socket connected to each peer's.  Events go out as they come, many to a message where
-// they come fast; a state of all that is in flight every kStateInterval, after which a peer that missed something is
-// right again; a heartbeat when there is nothing to say.  A peer that is silent for the timeout is gone: what it had in
-// flight does not count any more.
+// A PUB socket is bound, and a SUB socket connected to each peer's.  Events go out as they come, many to a message
+// where they come fast; a state of all that is in flight every kStateInterval, after which a peer that missed something
+// is right again; a heartbeat when there is nothing to say.  A peer that is silent for the timeout is gone: what it had
+// in flight does not count any more.
 //
 // Threads: routed(), first_token(), complete() and status() from any; start() and stop() one at a time.
 #pragma once
@@ -27,8 +27,8 @@ class ReplicaHost : public PeerSink {
  public:
   // "": it has no address.
   virtual std::string identity(WorkerId worker) = 0;
-  // Appends this replica's own requests in flight whose tickets have their lower 32 bits in [begin, end), in that order;
-  // how many such slots there are at all.  `worker` of a request is this router's number.
+  // Appends this replica's own requests in flight whose tickets have their lower 32 bits in [begin, end), in that
+  // order; how many such slots there are at all.  `worker` of a request is this router's number.
   virtual std::size_t own_requests(std::size_t begin, std::size_t end, std::vector<PeerRequest>& out) = 0;
   virtual void tell(RouterNotice::Level level, const std::string& text) = 0;
 };

@@ -141,9 +141,10 @@ class Connections::Impl {
         WorkerLink::Context{context_.options, context_.sinks[worker], context_.loads, context_.notices,
                             context_.decisions[worker], kv_events_, first_channel, started});
     if (auto snapshot = context_.take_snapshot(endpoints); snapshot && !link->resume(std::move(*snapshot))) {
-      context_.notices.post(Notice::Level::kWarning,
-                            "worker " + std::to_string(worker) +
-                                " replays no KV events: what the snapshot has of it cannot be confirmed, and is not used");
+      context_.notices.post(
+          Notice::Level::kWarning,
+          "worker " + std::to_string(worker) +
+              " replays no KV events: what the snapshot has of it cannot be confirmed, and is not used");
     }
     return link;
   }

@@ -85,7 +85,7 @@ class InFlight {
     bool used = false;
     bool prefilled = false;
     bool of_peer = false;
-    bool dropped = false;  // about to be removed
+    bool dropped = false;                  // about to be removed
     Index previous = kNone, next = kNone;  // in the order of sending, per worker; `next` alone in the free list
     double sent_at = 0;
     double started_after = 0;  // tokens of prefill sent to the worker before it

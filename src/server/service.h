@@ -15,8 +15,8 @@
 //   GET  /v1/models             of all workers together
 //   POST /v1/completions, /v1/chat/completions, and whatever else a worker answers
 //
-// Calls that change something for all need the admin token: these of the registry, /reset, /snapshot, and what is passed to a
-// worker other than its OpenAI API.
+// Calls that change something for all need the admin token: these of the registry, /reset, /snapshot, and what is
+// passed to a worker other than its OpenAI API.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 // GET and POST /snapshot: what is known of the workers' caches, for a replica that joins, or into the service's file.
 //
-// Walking the index and waiting for the disk are done by a thread of their own, which ends with the object; few requests
-// may wait for it.
+// Walking the index and waiting for the disk are done by a thread of their own, which ends with the object; few
+// requests may wait for it.
 #pragma once
 
 #include <condition_variable>

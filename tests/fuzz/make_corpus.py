@@ -262,8 +262,8 @@ def snapshot() -> dict[str, bytes]:
     }
 
 
-TARGETS = (kv_events, load_message, peer_message, snapshot, worker_pages, worker_url, http_connection, service_api, gateway_request,
-           workers_file, trace_file, grpo_config, router_config)  # fmt: skip
+TARGETS = (kv_events, load_message, peer_message, snapshot, worker_pages, worker_url, http_connection, service_api,
+           gateway_request, workers_file, trace_file, grpo_config, router_config)  # fmt: skip
 
 
 def main() -> None:

@@ -1,11 +1,12 @@
 // A snapshot, as a file or a peer has it, into an index.
+#include "replica/snapshot.h"
+
 #include <xxhash.h>
 
 #include <string>
 
 #include "fuzz.h"
 #include "kvrouter/prefix_index.h"
-#include "replica/snapshot.h"
 
 namespace kvrouter::fuzz {
 namespace {

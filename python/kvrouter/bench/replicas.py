@@ -4,8 +4,8 @@
 
 The same requests go by turns through one ``kvrouter serve``, through two that tell each other what they send where
 (request by request the other one), and through two that do not.  ``thrash`` is that of docs/benchmark.md: prefixes that
-fit the caches together but not one.  ``burst`` is a step of GRPO rollouts after the other: all samples of all prompts of
-the step at once, each prompt's by turns to both replicas, new prompts every step.
+fit the caches together but not one.  ``burst`` is a step of GRPO rollouts after the other: all samples of all prompts
+of the step at once, each prompt's by turns to both replicas, new prompts every step.
 
 Before each turn the caches are emptied, and the services start with nothing.  Hit rates and imbalance are the workers'
 own counters: the imbalance is the prompt tokens of the worker that got most over the mean of all.

@@ -164,7 +164,8 @@ TEST(PeerMessage, NumbersOutOfRangeAreCutWhenSentAndRefusedWhenRead) {
   EXPECT_EQ(read.events[1].completion.output_tokens, -1);
   EXPECT_EQ(read.events[1].completion.first_token_s, 0);
   // The eight bytes of the seconds stand last.
-  const std::string nan("\x7f\xf8\0\0\0\0\0\0", 8), infinite("\x7f\xf0\0\0\0\0\0\0", 8), negative("\xbf\xf0\0\0\0\0\0\0", 8);
+  const std::string nan("\x7f\xf8\0\0\0\0\0\0", 8), infinite("\x7f\xf0\0\0\0\0\0\0", 8),
+      negative("\xbf\xf0\0\0\0\0\0\0", 8);
   for (const std::string& seconds : {nan, infinite, negative}) {
     EXPECT_FALSE(decode(bytes_of(bytes.substr(0, bytes.size() - 8) + seconds), read));
   }

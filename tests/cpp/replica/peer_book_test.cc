@@ -149,9 +149,9 @@ TEST(PeerBook, StateMakesGoodForLostMessages) {
   Replica peer(2);
   here.hear(peer.routed({ticket(0), 0, 10, 10, 0}));
   here.hear(peer.routed({ticket(1), 0, 20, 20, 0}));
-  peer.complete(ticket(0));                       // lost
-  peer.routed({ticket(2), 2, 40, 30, 0});         // lost
-  peer.routed({ticket(0, 2), 1, 80, 80, 0});      // lost: the slot's next one
+  peer.complete(ticket(0));                   // lost
+  peer.routed({ticket(2), 2, 40, 30, 0});     // lost
+  peer.routed({ticket(0, 2), 1, 80, 80, 0});  // lost: the slot's next one
   here.hear(peer.state({{ticket(0, 2), 1, 80, 80, 0, true}, {ticket(1), 0, 20, 20, 0}, {ticket(2), 2, 40, 30, 0}}));
   auto rows = here.rows();
   EXPECT_EQ(rows[0].in_flight, 1);

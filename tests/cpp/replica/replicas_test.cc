@@ -22,8 +22,8 @@ std::string free_endpoint() {
   return port.endpoint();
 }
 
-std::unique_ptr<Router> replica(const std::string& bind, std::vector<std::string> peers, const char* policy = "adaptive",
-                                std::size_t block_size = 16) {
+std::unique_ptr<Router> replica(const std::string& bind, std::vector<std::string> peers,
+                                const char* policy = "adaptive", std::size_t block_size = 16) {
   RouterOptions options;
   options.block_size = block_size;
   options.policy = policy;
@@ -99,9 +99,7 @@ TEST(Replicas, BatchesAndPoliciesWithoutAnAccountAreToldToo) {
   pair.a->choose_batch(batch, choices);
   pair.a->choose(kBlocks, 64);
   pair.a->round_robin();
-  ASSERT_TRUE(eventually([&] {
-    return pair.b->loads().get(0).waiting + pair.b->loads().get(1).waiting == 7;
-  }));
+  ASSERT_TRUE(eventually([&] { return pair.b->loads().get(0).waiting + pair.b->loads().get(1).waiting == 7; }));
   Pair with_account;
   ASSERT_TRUE(with_account.meet());
   with_account.a->choose_batch(batch, choices);

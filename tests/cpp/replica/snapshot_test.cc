@@ -108,7 +108,8 @@ TEST(Snapshot, LiesAboutSizesAreRefused) {
 }
 
 TEST(SnapshotFile, IsWholeOrAsItWasBefore) {
-  const std::filesystem::path folder = std::filesystem::temp_directory_path() / ("snapshot-" + std::to_string(getpid()));
+  const std::filesystem::path folder =
+      std::filesystem::temp_directory_path() / ("snapshot-" + std::to_string(getpid()));
   std::filesystem::create_directory(folder);
   const std::string path = folder / "index.snapshot";
   const auto content = [&] {
@@ -120,7 +121,7 @@ TEST(SnapshotFile, IsWholeOrAsItWasBefore) {
   write_file_atomically(path, "second");
   EXPECT_EQ(content(), "second");
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder), {}), 1);  // nothing else is left there
-  struct stat status {};
+  struct stat status{};
   ASSERT_EQ(::stat(path.c_str(), &status), 0);
   EXPECT_EQ(status.st_mode & 0077, 0u);  // it is nobody else's business
   EXPECT_THROW(write_file_atomically(folder / "missing" / "x", "third"), std::system_error);

@@ -28,6 +28,13 @@ std::span<const std::byte> bytes_of(const std::string& text) {
   return {reinterpret_cast<const std::byte*>(text.data()), text.size()};
 }
 
+RouterOptions options_of_one_worker(std::size_t block_size) {
+  RouterOptions options;
+  options.block_size = block_size;
+  options.workers.resize(1);
+  return options;
+}
+
 class WarmStart : public ::testing::Test {
  protected:
   void start_worker(const ReplayingWorker::Endpoints& at = {}) { worker_.emplace(zmq_, kBuffer, at); }
@@ -37,7 +44,9 @@ class WarmStart : public ::testing::Test {
     const auto at = worker_->endpoints();
     options.workers.push_back({at.kv, "", "http://127.0.0.1:1", replay ? at.replay : ""});
     auto router = std::make_unique<Router>(options);
-    if (!snapshot.empty()) EXPECT_EQ(router->warm_start(bytes_of(snapshot)), 1u);
+    if (!snapshot.empty()) {
+      EXPECT_EQ(router->warm_start(bytes_of(snapshot)), 1u);
+    }
     router->start();
     return router;
   }
@@ -59,7 +68,12 @@ class WarmStart : public ::testing::Test {
   // Of a router that has heard all of 100 batches.
   std::string snapshot_of_100() {
     const auto first = router();
-    publish(1, 100);
+    // By the third it is connected, and misses nothing of the rest, which is more than the worker keeps.
+    for (std::uint64_t name = 1; name <= 3; ++name) {
+      publish(name, name);
+      EXPECT_TRUE(knows(*first, stored_));
+    }
+    publish(4, 100);
     EXPECT_TRUE(knows(*first, stored_));
     return first->snapshot();
   }
@@ -131,10 +145,7 @@ TEST_F(WarmStart, ResetOfTheUserBeforeItIsConfirmed_Counts) {
   start_worker();
   const std::string snapshot = snapshot_of_100();
   const auto at = worker_->endpoints();
-  RouterOptions options;
-  options.block_size = kBlock;
-  options.workers.resize(1);
-  Router warm(options);
+  Router warm(options_of_one_worker(kBlock));
   warm.warm_start(bytes_of(snapshot));
   warm.start();
   // To a worker that answers nothing yet: the reset comes before the confirmation.
@@ -153,7 +164,7 @@ TEST_F(WarmStart, WorkersThatCannotBeConfirmedLater_AreNotInASnapshot) {
   ASSERT_TRUE(eventually([&] { return deaf->status().workers[0].state == WorkerState::kUp; }));
   publish(1, 1);
   ASSERT_TRUE(knows(*deaf, {1}));
-  Router other(RouterOptions{.block_size = kBlock, .workers = {{}}});
+  Router other(options_of_one_worker(kBlock));
   EXPECT_EQ(other.warm_start(bytes_of(deaf->snapshot())), 0u);
   const auto fenced = router();
   ASSERT_TRUE(knows(*fenced, {1}));
@@ -164,7 +175,7 @@ TEST_F(WarmStart, WorkersThatCannotBeConfirmedLater_AreNotInASnapshot) {
 TEST_F(WarmStart, WhatIsNoSnapshot_IsSaidAndNothingIsBelieved) {
   start_worker();
   std::string snapshot = snapshot_of_100();
-  Router other(RouterOptions{.block_size = 2 * kBlock, .workers = {{}}});
+  Router other(options_of_one_worker(2 * kBlock));
   EXPECT_THROW(other.warm_start(bytes_of(snapshot)), std::invalid_argument);
   snapshot.back() ^= 1;
   EXPECT_THROW(other.warm_start(bytes_of(snapshot)), std::invalid_argument);

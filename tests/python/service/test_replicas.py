@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from chaos.fleet import free_ports
-from conftest import BLOCK_SIZE, Client, served, sim_worker, spec_of, wait_for
+from conftest import BLOCK_SIZE, Client, served, spec_of, wait_for
 from kvrouter import KvRouter
 from kvrouter.sim import SimWorker
 
@@ -32,7 +32,9 @@ def ask_for_a_worker(client: Client, first: int) -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def serve_process(workers: list[SimWorker], log: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], Client]]:
+def serve_process(
+    workers: list[SimWorker], log: Path, *options: str
+) -> Iterator[tuple[subprocess.Popen[bytes], Client]]:
     """``kvrouter serve`` in a process of its own."""
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "kvrouter.cli", "serve", f"--port={port}", f"--block-size={BLOCK_SIZE}", *options]

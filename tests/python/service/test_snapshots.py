@@ -134,9 +134,7 @@ def test_snapshots_are_written_when_asked_for(tmp_path: Path):
 
 
 @pytest.mark.parametrize("content", [b"", b"KVRSNAP\n", b"\x00" * 4096, b"KVRSNAP\n\x01\x00\x00\x00" + b"\xff" * 64])
-def test_what_is_no_snapshot_costs_a_line_in_the_log(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
-):
+def test_what_is_no_snapshot_costs_a_line_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes):
     snapshot = tmp_path / "index.snapshot"
     snapshot.write_bytes(content)
     with caplog.at_level(logging.WARNING, "kvrouter"), replaying_worker(replay_buffer=10_000) as worker:
