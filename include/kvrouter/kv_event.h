@@ -17,6 +17,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "kvrouter/block_hash.h"
 
@@ -31,6 +32,14 @@ struct StoredBlock {
   EngineHash engine;
 
   bool operator==(const StoredBlock&) const = default;
+};
+
+// Blocks in a row, as a worker stores them: the first follows `parent` (nothing: it starts a sequence).
+struct StoredChain {
+  std::optional<EngineHash> parent;
+  std::vector<StoredBlock> blocks;
+
+  bool operator==(const StoredChain&) const = default;
 };
 
 // Receives the events of one worker, in order.  The spans are valid during the call only.
@@ -82,6 +91,9 @@ class KvEventDecoder {
   const KvEventCounts& counts() const;
   // The last block size announced by the worker that differs from the router's; 0 if none did.
   std::size_t mismatched_block_size() const;
+  // What was learnt about the worker's groups: one bit a group that has attention blocks.
+  std::uint64_t attention_groups() const;
+  void set_attention_groups(std::uint64_t groups);
   // Forgets what was learnt about the worker's groups (it restarted); the counts go on.
   void reset();
 

@@ -74,6 +74,9 @@ class PrefixIndex {
   // The names by which `worker` holds its blocks, in ascending order, those of unknown place (orphans) included.  To
   // compare what two indexes know: it holds up writers and looks at the whole index.
   std::vector<EngineHash> worker_blocks(WorkerId worker) const;
+  // All that `worker` holds and the order in which to store it: an empty index that is told these stores by a worker
+  // knows the same of it.  (But for blocks behind one that the worker has lost and that nobody else calls by a name.)
+  std::vector<StoredChain> worker_chains(WorkerId worker) const;
 
  private:
   class Impl;

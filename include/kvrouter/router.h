@@ -35,6 +35,16 @@ struct WorkerEndpoints {
   std::optional<unsigned> engine{};
 };
 
+// Other replicas of the router, which route to the same workers: they tell each other what they send where.
+struct ReplicaOptions {
+  std::string bind;                // "tcp://address:port" at which this one is heard by the others; empty: by nobody
+  std::vector<std::string> peers;  // at which each of the others is heard; one that is this replica itself is left out
+  std::chrono::milliseconds timeout{3000};  // of silence, after which what a peer has in flight counts no more
+  static constexpr std::chrono::milliseconds kMinTimeout{500};
+
+  bool wanted() const { return !bind.empty() || !peers.empty(); }
+};
+
 struct RouterOptions {
   std::size_t block_size = 64;  // tokens; must be the workers' own
   std::vector<WorkerEndpoints> workers;
@@ -53,6 +63,7 @@ struct RouterOptions {
   // Seconds of a clock that never goes back, for the router's account of what is in flight.  Default: the system's
   // steady clock; simulations set their own.
   std::function<double()> clock;
+  ReplicaOptions replica;
 };
 
 // A request, and who may serve it.
@@ -157,6 +168,7 @@ struct WorkerStatus {
   CacheKnowledge knowledge = CacheKnowledge::kPartial;
   std::uint64_t resyncs = 0;           // replays that brought the index up to date with the worker
   std::uint64_t replayed_batches = 0;  // batches applied that a replay brought
+  std::uint64_t warm_starts = 0;       // times that a snapshot's part about it was confirmed
   std::uint64_t failed_replays = 0;    // requests for a replay that were not answered, or not as they should be
   std::uint64_t load_messages = 0;
   std::uint64_t malformed_load_messages = 0;
@@ -173,6 +185,20 @@ struct AccountStatus {
   std::uint64_t ended_early = 0;       // times that prefixes on their way were too many to keep
 };
 
+// What is exchanged with other replicas; all 0 without any.
+struct ReplicaStatus {
+  std::size_t peers = 0;             // that are listened to
+  std::size_t live = 0;              // of these, heard of late
+  std::size_t requests = 0;          // of peers, in flight
+  std::uint64_t sent = 0;            // messages
+  std::uint64_t received = 0;        // messages
+  std::uint64_t missed = 0;          // messages of peers, by their numbers
+  std::uint64_t malformed = 0;       // messages
+  std::uint64_t ignored_events = 0;  // about workers that are not known here, or beyond a peer's limit
+  std::uint64_t dropped_events = 0;  // of this replica's own, as they came faster than they could be sent
+  std::uint64_t losses = 0;          // times that a peer fell silent
+};
+
 struct RouterStatus {
   bool running = false;
   std::uint64_t decisions = 0;
@@ -185,6 +211,7 @@ struct RouterStatus {
   PrefixIndexStats index;
   std::vector<WorkerStatus> workers;
   AccountStatus account;
+  ReplicaStatus replica;
   std::uint64_t notices_dropped = 0;
 };
 
@@ -257,6 +284,17 @@ class Router {
   //                  cache after all wants kNow then.  Without a connection to the worker's events it is kNow.
   enum class Reset { kNow, kUntilCleared };
   void reset(std::optional<WorkerId> worker = std::nullopt, Reset kind = Reset::kNow);
+
+  // What is known of the workers' caches, as bytes for warm_start().  Workers of which it could not be said that they
+  // are the same later (without replays, behind a fence, while a replay is under way) are left out.  Takes a moment:
+  // from worker to worker the network thread is held up while the index is walked.  Throws std::length_error beyond 1
+  // GiB.
+  std::string snapshot();
+  // Starts with a snapshot, of this router before or of another.  What it says of a worker counts once that worker,
+  // having come by start() or set_worker(), has shown that it is in the same life, and has replayed what it published
+  // since; it is dropped otherwise.  Parts of workers that have come already, or never come, do nothing.
+  // The number of workers that it is about.  Throws std::invalid_argument, with the reason, for what is no snapshot.
+  std::size_t warm_start(std::span<const std::byte> snapshot);
 
   RouterStatus status() const;
   // The next thing that the operator should know; nothing after `timeout` or when stopped and all is told.

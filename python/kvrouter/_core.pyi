@@ -122,7 +122,7 @@ def policy_names() -> list[str]:
 class Router:
     """The router itself; kvrouter.KvRouter is its Python face."""
 
-    def __init__(self, *, block_size: int, kv_events: Sequence[str], load: Sequence[str], http: Sequence[str], replay: Sequence[str] = [], policy: str = 'linear', seed: int = 0, startup_grace_s: float = 5.0, metrics_interval_s: float = 0.25, ca_file: str = '', index_memory_limit: int = 0) -> None: ...
+    def __init__(self, *, block_size: int, kv_events: Sequence[str], load: Sequence[str], http: Sequence[str], replay: Sequence[str] = [], policy: str = 'linear', seed: int = 0, startup_grace_s: float = 5.0, metrics_interval_s: float = 0.25, ca_file: str = '', index_memory_limit: int = 0, replica_bind: str = '', replica_peers: Sequence[str] = [], replica_timeout_s: float = 3.0) -> None: ...
 
     def start(self, kv_events: bool = True) -> None: ...
 
@@ -194,6 +194,21 @@ class Router:
 
     def update_load(self, worker: int, kv_usage: float, waiting: int, running: int = 0) -> None: ...
 
+    def snapshot(self) -> bytes:
+        """
+        What is known of the workers' caches, for warm_start(); see kvrouter/router.h.
+        """
+
+    def save_snapshot(self, path: str) -> int:
+        """
+        Writes snapshot() to a file, as a whole or not at all; its size.  OSError when it cannot be.
+        """
+
+    def warm_start(self, snapshot: bytes) -> int:
+        """
+        To be called before start(); the number of workers in it.  ValueError for what is none.
+        """
+
     @property
     def index(self) -> PrefixIndex: ...
 
@@ -216,7 +231,7 @@ class RouterApiServer:
 class Service:
     """The service: see src/server/service.h.  Times in seconds."""
 
-    def __init__(self, router: Router, *, host: str, port: int, workers: Sequence[tuple[str, str, str, str, int]], api_token: str = '', admin_token: str = '', loopback: bool = True, access_log: str = '', max_concurrency: int = 256, max_queue: int = 1024, queue_timeout_s: float = 30.0, health_interval_s: float = 1.0, first_byte_timeout_s: float = 600.0, stream_timeout_s: float = 300.0, max_body_bytes: int = 16777216, max_header_bytes: int = 16384, max_connections: int = 4096, breaker_failures: int = 3, breaker_open_s: float = 5.0, tls_cert: str = '', tls_key: str = '', upstream_ca: str = '') -> None: ...
+    def __init__(self, router: Router, *, host: str, port: int, workers: Sequence[tuple[str, str, str, str, int]], api_token: str = '', admin_token: str = '', loopback: bool = True, access_log: str = '', max_concurrency: int = 256, max_queue: int = 1024, queue_timeout_s: float = 30.0, health_interval_s: float = 1.0, first_byte_timeout_s: float = 600.0, stream_timeout_s: float = 300.0, max_body_bytes: int = 16777216, max_header_bytes: int = 16384, max_connections: int = 4096, breaker_failures: int = 3, breaker_open_s: float = 5.0, tls_cert: str = '', tls_key: str = '', upstream_ca: str = '', snapshot_file: str = '') -> None: ...
 
     @property
     def port(self) -> int: ...

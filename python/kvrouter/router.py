@@ -56,6 +56,9 @@ class KvRouter:
     startup_grace_s: how many seconds a worker may be silent after start() before a warning says so.
     index_memory_limit: bytes that the prefix index may take, at least 1 MiB; 0: no limit.  Beyond it the prefixes that
         were longest neither asked for nor stored are given up.
+    replica_bind: ``tcp://address:port`` at which other routers hear what this one sends where; "": nowhere.
+    replica_peers: where the others are heard.  What they have in flight counts here as this router's own does.
+    replica_timeout_s: seconds of silence, at least 0.5, after which what another router has in flight counts no more.
 
     Raises ValueError, naming the setting, for values out of range.
     """
@@ -75,6 +78,9 @@ class KvRouter:
         seed: int | None = None,
         startup_grace_s: float = 5.0,
         index_memory_limit: int = 0,
+        replica_bind: str = "",
+        replica_peers: Sequence[str] = (),
+        replica_timeout_s: float = 3.0,
     ) -> None:
         if block_size < 1:
             raise ValueError(f"block_size must be at least 1, got {block_size}")
@@ -97,6 +103,9 @@ class KvRouter:
             seed=_random_seed() if seed is None else seed,
             startup_grace_s=startup_grace_s,
             index_memory_limit=index_memory_limit,
+            replica_bind=replica_bind,
+            replica_peers=list(replica_peers),
+            replica_timeout_s=replica_timeout_s,
         )
         self._listening = Listening(self._core)
         # Also at interpreter exit: no thread of the router outlives the interpreter.

@@ -24,6 +24,7 @@ from typing_extensions import Self
 from kvrouter.bench.local_http import HttpError
 from kvrouter.config import DEFAULT_BLOCK_SIZE
 from kvrouter.service_client import ServiceClient, read_token
+from kvrouter.snapshot import SnapshotWriter, warm_start
 from kvrouter.worker_spec import DnsSpec, WorkerSpec, parse_workers, read_workers_file
 
 DEFAULT_SERVE_PORT = 9000
@@ -50,6 +51,18 @@ class ServeOptions:
     tls_key: str = ""
     upstream_ca: str = ""
     """PEM file of the authorities to trust for https workers; "": the system's."""
+    replica_bind: str = ""
+    """``tcp://address:port`` at which other replicas of the service hear this one; "": nowhere."""
+    replica_peers: list[str] = field(default_factory=list)
+    """Where the others are heard; one that is this replica itself is left out."""
+    replica_timeout_s: float = 3.0
+    """Of silence, after which what a replica has in flight counts no more."""
+    snapshot: Path | None = None
+    """File with what is known of the workers' caches: read at the start, written at the end and by POST /snapshot."""
+    snapshot_interval_s: float = 0.0
+    """Between two snapshots while it serves; 0: none."""
+    snapshot_from: str = ""
+    """URL of another replica, whose GET /snapshot is asked first when this one starts."""
     limits: dict[str, Any] = field(default_factory=dict)
     """Further settings of ``_core.Service``: ``max_concurrency``, ``max_queue``, ``queue_timeout_s``, ..."""
 
@@ -79,7 +92,18 @@ class KvService:
             seed=options.seed,
             ca_file=options.upstream_ca,
             index_memory_limit=options.index_memory_limit,
+            replica_bind=options.replica_bind,
+            replica_peers=options.replica_peers,
+            replica_timeout_s=options.replica_timeout_s,
         )
+        peer = None
+        if options.snapshot_from:
+            ca_file = Path(options.upstream_ca) if options.upstream_ca else None
+            peer = ServiceClient(options.snapshot_from, options.admin_token or options.api_token, ca_file)
+        warm_start(self._router, options.snapshot, peer)
+        self.snapshots: SnapshotWriter | None = None
+        if options.snapshot:
+            self.snapshots = SnapshotWriter(self._router, options.snapshot, options.snapshot_interval_s)
         self._listening = Listening(self._router)
         self._listening.start(True)
         try:
@@ -95,6 +119,7 @@ class KvService:
                 tls_cert=options.tls_cert,
                 tls_key=options.tls_key,
                 upstream_ca=options.upstream_ca,
+                snapshot_file=str(options.snapshot or ""),
                 **options.limits,
             )
         except BaseException:
@@ -111,8 +136,10 @@ class KvService:
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
 
     def close(self) -> None:
-        """Stops it.  A second call does nothing."""
+        """Stops it, and writes its snapshot if it has a file for it.  A second call does nothing."""
         self._service.stop()
+        if self.snapshots and self._router.running:
+            self.snapshots.write()
         self._listening.stop()
 
     def __enter__(self) -> Self:
@@ -199,6 +226,24 @@ def serve(
     upstream_ca: Annotated[
         Path | None, typer.Option(help="PEM file of whom to trust for https workers; default: the system's.")
     ] = None,
+    replica_bind: Annotated[
+        str, typer.Option(help="tcp://address:port at which other replicas hear this one; default: nowhere.")
+    ] = "",
+    replica_peer: Annotated[
+        list[str] | None, typer.Option(help="tcp://host:port at which another replica is heard; one option each.")
+    ] = None,
+    replica_timeout: Annotated[
+        float, typer.Option(help="Seconds of silence until another replica counts as gone.", min=0.5)
+    ] = 3.0,
+    snapshot: Annotated[
+        Path | None, typer.Option(help="File with what is known of the workers' caches: read now, written at the end.")
+    ] = None,
+    snapshot_interval: Annotated[
+        float, typer.Option(help="Seconds between two snapshots meanwhile; 0: none.", min=0)
+    ] = 0.0,
+    snapshot_from: Annotated[
+        str, typer.Option(help="URL of a replica whose snapshot is taken instead, if it answers.")
+    ] = "",
     dns_interval: Annotated[float, typer.Option(help="Seconds between look-ups of dns:// names.", min=0.1)] = 5.0,
     access_log: Annotated[str, typer.Option(help="File for a JSON line a request; '-': standard error.")] = "",
     startup_timeout: Annotated[float, typer.Option(help="Seconds to wait for a block size.", min=0)] = 300.0,
@@ -232,6 +277,12 @@ def serve(
             tls_cert=str(tls_cert or ""),
             tls_key=str(tls_key or ""),
             upstream_ca=str(upstream_ca or ""),
+            replica_bind=replica_bind,
+            replica_peers=replica_peer or [],
+            replica_timeout_s=replica_timeout,
+            snapshot=snapshot,
+            snapshot_interval_s=snapshot_interval,
+            snapshot_from=snapshot_from,
             limits={
                 "max_concurrency": max_concurrency,
                 "max_queue": max_queue,
@@ -284,6 +335,8 @@ def _followers(
     followers: list[_Follower] = [DnsWorkers(name, client, dns_interval_s) for name in names]
     if path:
         followers.append(WorkersFile(path, client))
+    if service.snapshots:
+        followers.append(service.snapshots)
     return followers
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
-from kvrouter.bench.local_http import HttpError, json_object, read_answer
+from kvrouter.bench.local_http import HttpError, json_object, read_answer, read_bytes
 from kvrouter.worker_spec import WorkerSpec
 
 _HINTS = {401: "give the token with --api-token-file"}
@@ -59,6 +59,11 @@ class ServiceClient:
             self.url + path, data=data, method=method, headers=self._headers | (headers or {})
         )
         return read_answer(self._opener, request, timeout_s or self._timeout_s, _HINTS)
+
+    def download(self, path: str, timeout_s: float, max_bytes: int) -> bytes:
+        """The body of a GET, at most ``max_bytes`` long; raises HttpError as ``text`` does."""
+        request = urllib.request.Request(self.url + path, headers=self._headers)
+        return read_bytes(self._opener, request, timeout_s, _HINTS, max_bytes)
 
     def json(self, method: str, path: str, body: Any = None, timeout_s: float | None = None) -> dict[str, Any]:
         """Like ``text``, for an answer that is a JSON object; raises HttpError for another one."""

@@ -9,6 +9,7 @@
 
 #include "bindings/arrays.h"
 #include "kvrouter/router.h"
+#include "replica/snapshot.h"
 #include "server/router_api.h"
 
 namespace kvrouter::python {
@@ -184,17 +185,24 @@ void bind_router(nb::module_& m) {
              const std::vector<std::string>& load, const std::vector<std::string>& http,
              const std::vector<std::string>& replay, const std::string& policy, std::uint64_t seed,
              double startup_grace_s, double metrics_interval_s, const std::string& ca_file,
-             std::int64_t index_memory_limit) {
+             std::int64_t index_memory_limit, const std::string& replica_bind,
+             const std::vector<std::string>& replica_peers, double replica_timeout_s) {
             RouterOptions options = make_options(block_size, kv_events, load, http, replay, policy, seed,
                                                  startup_grace_s, metrics_interval_s, ca_file);
             if (index_memory_limit < 0) throw nb::value_error("index_memory_limit must not be negative");
             options.index_memory_limit = static_cast<std::size_t>(index_memory_limit);
+            if (!(replica_timeout_s >= 0 && replica_timeout_s <= 3600)) {
+              throw nb::value_error("replica_timeout_s must be from 0.5 to 3600 seconds");
+            }
+            options.replica = {replica_bind, replica_peers,
+                               std::chrono::milliseconds(static_cast<std::int64_t>(replica_timeout_s * 1e3))};
             construct(self, std::move(options));
           },
           nb::kw_only(), nb::arg("block_size"), nb::arg("kv_events"), nb::arg("load"), nb::arg("http"),
           nb::arg("replay") = std::vector<std::string>{}, nb::arg("policy") = "linear", nb::arg("seed") = 0,
           nb::arg("startup_grace_s") = 5.0, nb::arg("metrics_interval_s") = 0.25, nb::arg("ca_file") = "",
-          nb::arg("index_memory_limit") = 0)
+          nb::arg("index_memory_limit") = 0, nb::arg("replica_bind") = "",
+          nb::arg("replica_peers") = std::vector<std::string>{}, nb::arg("replica_timeout_s") = 3.0)
       .def("start", &Router::start, nb::arg("kv_events") = true, nb::call_guard<nb::gil_scoped_release>())
       .def("stop", &Router::stop, nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("running", &Router::running)
@@ -296,6 +304,47 @@ void bind_router(nb::module_& m) {
             self.loads().update(checked_worker(self.num_workers(), worker), {kv_usage, waiting, running});
           },
           nb::arg("worker"), nb::arg("kv_usage"), nb::arg("waiting"), nb::arg("running") = 0)
+      .def(
+          "snapshot",
+          [](Router& self) {
+            std::string bytes;
+            {
+              const nb::gil_scoped_release release;
+              bytes = self.snapshot();
+            }
+            return nb::bytes(bytes.data(), bytes.size());
+          },
+          "What is known of the workers' caches, for warm_start(); see kvrouter/router.h.")
+      .def(
+          "save_snapshot",
+          [](Router& self, const std::string& path) {
+            const nb::gil_scoped_release release;
+            try {
+              const std::string bytes = self.snapshot();
+              write_file_atomically(path, bytes);
+              return bytes.size();
+            } catch (const std::system_error& error) {
+              const nb::gil_scoped_acquire acquire;
+              PyErr_SetString(PyExc_OSError, error.what());
+              throw nb::python_error();
+            }
+          },
+          nb::arg("path"),
+          "Writes snapshot() to a file, as a whole or not at all; its size.  OSError when it cannot be.")
+      .def(
+          "warm_start",
+          [](Router& self, nb::bytes snapshot) {
+            const std::span bytes(static_cast<const std::byte*>(snapshot.data()), snapshot.size());
+            const nb::gil_scoped_release release;
+            try {
+              return self.warm_start(bytes);
+            } catch (const std::invalid_argument& error) {
+              const nb::gil_scoped_acquire acquire;
+              throw nb::value_error(error.what());
+            }
+          },
+          nb::arg("snapshot"),
+          "To be called before start(); the number of workers in it.  ValueError for what is none.")
       .def_prop_ro("index", &Router::index, nb::rv_policy::reference_internal)
       .def(
           "status_json", [](Router& self) { return answer_router_request(self, {"GET", "/workers", "", ""}).body; },

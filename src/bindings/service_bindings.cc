@@ -25,7 +25,7 @@ void construct(Service* self, Router& router, const std::string& host, std::uint
                double queue_timeout_s, double health_interval_s, double first_byte_timeout_s, double stream_timeout_s,
                std::size_t max_body_bytes, std::size_t max_header_bytes, std::size_t max_connections,
                unsigned breaker_failures, double breaker_open_s, const std::string& tls_cert,
-               const std::string& tls_key, const std::string& upstream_ca) {
+               const std::string& tls_key, const std::string& upstream_ca, const std::string& snapshot_file) {
   ServiceOptions options;
   options.host = host;
   options.port = port;
@@ -34,6 +34,7 @@ void construct(Service* self, Router& router, const std::string& host, std::uint
   }
   options.tokens = {api_token, admin_token, loopback};
   options.access_log = access_log;
+  options.snapshot_file = snapshot_file;
   options.http.max_body_bytes = max_body_bytes;
   options.http.max_header_bytes = max_header_bytes;
   options.http.max_connections = max_connections;
@@ -68,7 +69,8 @@ void bind_service(nb::module_& m) {
            nb::arg("first_byte_timeout_s") = 600.0, nb::arg("stream_timeout_s") = 300.0,
            nb::arg("max_body_bytes") = 16 * 1024 * 1024, nb::arg("max_header_bytes") = 16 * 1024,
            nb::arg("max_connections") = 4096, nb::arg("breaker_failures") = 3, nb::arg("breaker_open_s") = 5.0,
-           nb::arg("tls_cert") = "", nb::arg("tls_key") = "", nb::arg("upstream_ca") = "", nb::keep_alive<1, 2>())
+           nb::arg("tls_cert") = "", nb::arg("tls_key") = "", nb::arg("upstream_ca") = "",
+           nb::arg("snapshot_file") = "", nb::keep_alive<1, 2>())
       .def_prop_ro("port", &Service::port)
       .def("stop", &Service::stop, nb::call_guard<nb::gil_scoped_release>());
 }

@@ -31,6 +31,8 @@ class KvEventDecoder::Impl {
   const KvEventCounts& counts() const { return counts_; }
   std::size_t mismatched_block_size() const { return mismatched_block_size_; }
   void reset() { attention_groups_ = 0; }
+  std::uint64_t attention_groups() const { return attention_groups_; }
+  void set_attention_groups(std::uint64_t groups) { attention_groups_ = groups; }
 
  private:
   DecodeResult malformed(const MsgpackReader& in, std::string what) {
@@ -158,6 +160,12 @@ const KvEventCounts& KvEventDecoder::counts() const {
 }
 std::size_t KvEventDecoder::mismatched_block_size() const {
   return impl_->mismatched_block_size();
+}
+std::uint64_t KvEventDecoder::attention_groups() const {
+  return impl_->attention_groups();
+}
+void KvEventDecoder::set_attention_groups(std::uint64_t groups) {
+  impl_->set_attention_groups(groups);
 }
 void KvEventDecoder::reset() {
   impl_->reset();

@@ -90,7 +90,27 @@ void KvEventStream::on_disconnected() {
   lose_track();
 }
 
+std::optional<StreamPosition> KvEventStream::position() const {
+  if (!replay_ || behind_ || !last_) return std::nullopt;
+  return StreamPosition{last_->sequence, last_->digest, whole_, decoder_.attention_groups()};
+}
+
+void KvEventStream::resume(const StreamPosition& position, std::vector<StoredChain> chains) {
+  last_ = Mark{position.sequence, position.digest};
+  unverified_ = true;
+  resumed_ = Resumed{position, std::move(chains)};
+}
+
+void KvEventStream::believe_resumed() {
+  decoder_.set_attention_groups(resumed_->position.attention_groups);
+  for (const StoredChain& chain : resumed_->chains) sink_.on_stored(chain.parent, chain.blocks);
+  whole_ = resumed_->position.whole;
+  resumed_.reset();
+  ++counts_.resumed;
+}
+
 void KvEventStream::on_reset() {
+  resumed_.reset();
   floor_ = last_;
   if (behind_) discard_ = true;
 }
@@ -113,6 +133,7 @@ ReplayStep KvEventStream::on_replayed(std::uint64_t sequence, std::span<const st
         return ReplayStep::kAgain;
       }
       unverified_ = false;
+      if (resumed_) believe_resumed();
       return ReplayStep::kGoOn;  // it was applied in its time
     }
     if (sequence > start) {
@@ -192,6 +213,7 @@ void KvEventStream::forget_unverified() {
   unverified_ = false;
   whole_ = false;
   last_ = floor_;
+  resumed_.reset();
   sink_.on_forgotten();
 }
 
@@ -212,6 +234,7 @@ void KvEventStream::caught_up() {
 
 void KvEventStream::lose_track() {
   whole_ = false;
+  resumed_.reset();
   sink_.on_interrupted();
 }
 

@@ -25,6 +25,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "kvrouter/kv_event.h"
 
@@ -39,6 +40,15 @@ struct KvEventStreamCounts {
   std::uint64_t resyncs = 0;            // replays after which the stream was no longer behind
   std::uint64_t replayed_batches = 0;   // applied from replays
   std::uint64_t too_short_buffers = 0;  // replays that began later than asked for
+  std::uint64_t resumed = 0;            // times that what was known from before was confirmed
+};
+
+// Where a stream is, and what it has learnt besides its blocks.
+struct StreamPosition {
+  std::uint64_t sequence = 0;          // of the batch that was applied last
+  std::uint64_t digest = 0;            // of its bytes
+  bool whole = false;                  // see KvEventStream::whole()
+  std::uint64_t attention_groups = 0;  // see KvEventDecoder
 };
 
 enum class BatchOutcome { kApplied, kDuplicate, kGap, kRestarted, kMalformed };
@@ -63,6 +73,12 @@ class KvEventStream {
   BatchOutcome on_batch(std::uint64_t sequence, std::span<const std::byte> payload);
   // The connection was lost, and with it an unknown number of batches.
   void on_disconnected();
+  // Where the stream is, for resume() of another; nothing while it is behind, or can say nothing of its worker's life.
+  std::optional<StreamPosition> position() const;
+  // What was known at `position` in another process.  It is kept aside until a replay has shown that the worker is
+  // still in that life, and dropped where anything speaks against it. REQUIRES: nothing was applied yet; the stream was
+  // made for replay.
+  void resume(const StreamPosition& position, std::vector<StoredChain> chains);
   // The user has forgotten the worker's blocks: nothing published until now may count again.
   void on_reset();
 
@@ -95,6 +111,7 @@ class KvEventStream {
   };
 
   bool apply(std::uint64_t sequence, std::span<const std::byte> payload);
+  void believe_resumed();
   void restarted();
   void caught_up();
   void lose_track();
@@ -111,6 +128,12 @@ class KvEventStream {
   // Live batches up to here are duplicates, 0 included, until one beyond it has come.
   std::optional<std::uint64_t> replayed_to_;
   std::uint64_t wanted_ = 0;  // the live batch that showed the last gap
+
+  struct Resumed {
+    StreamPosition position;
+    std::vector<StoredChain> chains;
+  };
+  std::optional<Resumed> resumed_;  // not confirmed yet
 
   // Of the replay under way.
   std::optional<Mark> asked_from_;

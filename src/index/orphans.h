@@ -52,6 +52,14 @@ class Orphans {
     for (const auto& [engine, parent] : parent_of_) f(engine);
   }
 
+  // Calls f(parent, block) for each.
+  template <typename F>
+  void for_each_child(F f) const {
+    for (const auto& [parent, blocks] : children_) {
+      for (const StoredBlock& block : blocks) f(parent, block);
+    }
+  }
+
   void clear() { *this = {}; }
 
  private:

@@ -55,6 +55,11 @@ std::vector<EngineHash> PrefixIndex::worker_blocks(WorkerId worker) const {
   return impl_->tree.worker_blocks(worker);
 }
 
+std::vector<StoredChain> PrefixIndex::worker_chains(WorkerId worker) const {
+  const std::lock_guard lock(impl_->writers);
+  return impl_->tree.worker_chains(worker);
+}
+
 PrefixIndexStats PrefixIndex::stats() const {
   const std::lock_guard lock(impl_->writers);
   PrefixIndexStats stats;

@@ -34,6 +34,7 @@ class Tree {
   void clear(WorkerId worker);
   void add_to(PrefixIndexStats& stats) const;
   std::vector<EngineHash> worker_blocks(WorkerId worker);
+  std::vector<StoredChain> worker_chains(WorkerId worker);
 
   // For readers, at any time.
   const NodeLayout& layout() const { return layout_; }

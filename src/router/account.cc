@@ -1,6 +1,7 @@
 #include "router/account.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 namespace kvrouter {
@@ -58,12 +59,24 @@ void Account::raise(std::span<const PrefixHash> prefixes, std::span<std::uint32_
 }
 
 Ticket Account::enter(const RoutingRequest& request, WorkerId worker, std::uint32_t expected_blocks) {
-  const std::size_t hit = std::min(request.num_tokens, std::size_t{expected_blocks} * request.block_size);
   routed_.add(request.prefixes, worker);
   cache_sizes_[worker].computed_since += static_cast<double>(request.prefixes.size()) - expected_blocks;
-  // Not even a prompt that is cached whole is free: its last token is computed.
-  return in_flight_.add(clock_(), {worker, request.num_tokens, std::max<std::size_t>(request.num_tokens - hit, 1),
-                                   request.prefixes.empty() ? 0 : request.prefixes.back()});
+  return in_flight_.add(clock_(),
+                        {worker, request.num_tokens, miss_tokens(request, expected_blocks), name_of_prompt(request)});
+}
+
+Ticket Account::enter_of_peer(const InFlight::Sent& sent, std::span<const PrefixHash> kept) {
+  const std::lock_guard guard(mutex_);
+  routed_.add_kept(kept, sent.worker);
+  if (!sent.prefilled) {
+    cache_sizes_[sent.worker].computed_since += std::floor(static_cast<double>(sent.miss_tokens) / block_size_);
+  }
+  return in_flight_.add(clock_(), sent);
+}
+
+void Account::drop(std::span<const Ticket> tickets) {
+  const std::lock_guard guard(mutex_);
+  in_flight_.drop(tickets);
 }
 
 double Account::expected_output(std::span<const PrefixHash> prefixes) const {

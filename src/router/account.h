@@ -4,6 +4,7 @@
 // no two decisions send to the same gap.  A batch looks and enters under the lock, and decides without it.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <mutex>
 #include <span>
@@ -31,12 +32,32 @@ class Account {
   void raise(std::span<const PrefixHash> prefixes, std::span<std::uint32_t> expected);
   // The request goes to `worker`, where `expected_blocks` of its blocks will be found.
   Ticket enter(const RoutingRequest& request, WorkerId worker, std::uint32_t expected_blocks);
+  // The same of a request that another replica has sent.  `kept`: see RoutedPrefixes::add_kept().
+  Ticket enter_of_peer(const InFlight::Sent& sent, std::span<const PrefixHash> kept);
+  // Tokens that such a request costs there: not even a prompt that is cached whole is free, its last token is computed.
+  static std::size_t miss_tokens(const RoutingRequest& request, std::uint32_t expected_blocks) {
+    const std::size_t hit = std::min(request.num_tokens, std::size_t{expected_blocks} * request.block_size);
+    return std::max<std::size_t>(request.num_tokens - hit, 1);
+  }
+  static std::uint64_t name_of_prompt(const RoutingRequest& request) {
+    return request.prefixes.empty() ? 0 : request.prefixes.back();
+  }
   // What the outputs of such a request are expected to have, where the caller gave no hint.
   double expected_output(std::span<const PrefixHash> prefixes) const;
 
   // Feedback, under a lock of its own accord.
   bool first_token(Ticket ticket);
   bool complete(Ticket ticket, const Completion& completion);
+  // Requests that are not to count any more.
+  void drop(std::span<const Ticket> tickets);
+  // Calls f(ticket, sent) for this replica's own requests in flight, see InFlight::for_each_own().  The number of slots
+  // there are.
+  template <typename F>
+  std::size_t for_each_own(std::size_t begin, std::size_t end, F f) {
+    const std::lock_guard guard(mutex_);
+    in_flight_.for_each_own(begin, end, f);
+    return in_flight_.num_slots();
+  }
   AccountStatus status();
   // Caches were emptied: nothing is on its way any more.
   void forget_prefixes();

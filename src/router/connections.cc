@@ -87,6 +87,16 @@ class Connections::Impl {
     scraper_->set(worker, {endpoints.http, endpoints.engine});
   }
 
+  std::optional<WorkerSnapshot> capture(WorkerId worker, const PrefixIndex& index) {
+    Capture capture{worker, index, {}};
+    {
+      const std::lock_guard lock(replacement_mutex_);
+      capture_ = &capture;
+    }
+    wake();
+    return capture.done.get_future().get();
+  }
+
   const WorkerLink& link(WorkerId worker) const { return *links_[worker]; }
 
  private:
@@ -102,13 +112,41 @@ class Connections::Impl {
     std::promise<void>* done;
   };
 
+  struct Capture {
+    WorkerId worker;
+    const PrefixIndex& index;
+    std::promise<std::optional<WorkerSnapshot>> done;
+  };
+
+  // Between two events, so that index and stream are at the same place.
+  void capture_if_asked() {
+    Capture* asked = nullptr;
+    {
+      const std::lock_guard lock(replacement_mutex_);
+      std::swap(asked, capture_);
+    }
+    if (!asked) return;
+    try {
+      asked->done.set_value(links_[asked->worker]->capture(asked->index));
+    } catch (...) {  // no memory
+      asked->done.set_exception(std::current_exception());
+    }
+  }
+
   std::unique_ptr<WorkerLink> make_link(WorkerId worker, const WorkerEndpoints& endpoints,
                                         WorkerLink::Clock::time_point started) {
     const std::size_t first_channel = std::exchange(next_channel_, next_channel_ + 2);
-    return std::make_unique<WorkerLink>(
+    auto link = std::make_unique<WorkerLink>(
         zmq_, worker, endpoints,
         WorkerLink::Context{context_.options, context_.sinks[worker], context_.loads, context_.notices,
                             context_.decisions[worker], kv_events_, first_channel, started});
+    if (auto snapshot = context_.take_snapshot(endpoints); snapshot && !link->resume(std::move(*snapshot))) {
+      context_.notices.post(
+          Notice::Level::kWarning,
+          "worker " + std::to_string(worker) +
+              " replays no KV events: what the snapshot has of it cannot be confirmed, and is not used");
+    }
+    return link;
   }
 
   void wake() {
@@ -178,6 +216,7 @@ class Connections::Impl {
         zmq::poll(polled.data(), polled.size(), kTick);
         if (polled[0].revents & ZMQ_POLLIN) {
           replace_if_asked(polled, items);
+          capture_if_asked();
           continue;
         }
         for (std::size_t i = 1; i < polled.size(); ++i) {
@@ -216,6 +255,7 @@ class Connections::Impl {
   int wake_ = -1;
   std::atomic<bool> stop_{false};
   std::mutex replacement_mutex_;
+  Capture* capture_ = nullptr;
   std::optional<Replacement> replacement_;  // one at a time: the router's lifecycle mutex sees to it
   std::unique_ptr<MetricsScraper> scraper_;
   std::thread thread_;
@@ -226,6 +266,9 @@ Connections::~Connections() = default;
 
 void Connections::replace(WorkerId worker, const WorkerEndpoints& endpoints) {
   impl_->replace(worker, endpoints);
+}
+std::optional<WorkerSnapshot> Connections::capture(WorkerId worker, const PrefixIndex& index) {
+  return impl_->capture(worker, index);
 }
 WorkerState Connections::state(WorkerId worker) const {
   return impl_->link(worker).state();

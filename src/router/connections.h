@@ -7,12 +7,15 @@
 
 #include <atomic>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <shared_mutex>
 #include <vector>
 
 #include "kvrouter/router.h"
+#include "replica/snapshot.h"
 #include "router/fenced_sink.h"
 #include "router/notices.h"
 
@@ -27,6 +30,8 @@ class Connections {
     Notices& notices;
     const std::atomic<std::uint64_t>* decisions;  // one a worker
     std::shared_mutex& links_mutex;               // held by readers of state() and describe()
+    // Takes what a snapshot has of a worker, if it has anything; called by the network's thread, too.
+    std::function<std::optional<WorkerSnapshot>(const WorkerEndpoints&)> take_snapshot;
   };
 
   // Connects and starts the thread.  Throws std::runtime_error.
@@ -39,6 +44,10 @@ class Connections {
   // std::invalid_argument for an endpoint that is none; the worker then stays as it was.
   // REQUIRES: links_mutex is not held by the caller.
   void replace(WorkerId worker, const WorkerEndpoints& endpoints);
+
+  // What is known of the worker's cache, see WorkerLink::capture().
+  // REQUIRES: links_mutex is not held by the caller; one call of this and replace() at a time.
+  std::optional<WorkerSnapshot> capture(WorkerId worker, const PrefixIndex& index);
 
   // REQUIRES (both): links_mutex is held, shared.
   WorkerState state(WorkerId worker) const;

@@ -34,6 +34,8 @@ class FencedSink final : public KvEventSink {
   }
   // How often either was called.  A replay must not bring back what a reset has removed: its reader watches this.
   std::uint64_t resets() const { return resets_; }
+  // Whether it keeps stores out.
+  bool fenced() const { return awaited_ > 0; }
 
   void on_stored(std::optional<EngineHash> parent, std::span<const StoredBlock> blocks) override {
     if (awaited_ > 0) return;

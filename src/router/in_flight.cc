@@ -55,12 +55,13 @@ Ticket InFlight::add(double now, const Sent& sent) {
   free_ = entry.next;
   entry.worker = sent.worker;
   entry.used = true;
-  entry.prefilled = false;
+  entry.prefilled = sent.prefilled;
+  entry.of_peer = sent.of_peer;
   entry.previous = account.last;
   entry.next = kNone;
   entry.sent_at = now;
   entry.started_after = account.sent_prefill;
-  entry.miss_tokens = static_cast<double>(sent.miss_tokens);
+  entry.miss_tokens = sent.prefilled ? 0 : static_cast<double>(sent.miss_tokens);
   entry.context_tokens = static_cast<double>(sent.num_tokens);
   entry.prompt = sent.prompt;
   (account.last == kNone ? account.first : entries_[account.last].next) = index;
@@ -68,9 +69,9 @@ Ticket InFlight::add(double now, const Sent& sent) {
   account.sent_prefill += entry.miss_tokens;
   account.context_tokens += entry.context_tokens;
   ++account.count;
-  ++account.prefilling;
+  if (!entry.prefilled) ++account.prefilling;
   ++size_;
-  return std::uint64_t{entry.generation} << 32 | index;
+  return ticket_of(index);
 }
 
 InFlight::Entry* InFlight::find(Ticket ticket) {
@@ -140,6 +141,40 @@ bool InFlight::complete(double now, Ticket ticket, const Completion& completion)
   return true;
 }
 
+void InFlight::drop(std::span<const Ticket> tickets) {
+  std::vector<bool> affected(workers_.size());
+  for (const Ticket ticket : tickets) {
+    if (Entry* entry = find(ticket)) affected[entry->worker] = entry->dropped = true;
+  }
+  for (std::size_t w = 0; w < workers_.size(); ++w) {
+    if (!affected[w]) continue;
+    WorkerAccount& account = workers_[w];
+    // Their prefill goes, and so does what of it counts as done; what stands behind them moves up.
+    double gone = 0, gone_done = 0, gone_known = 0;
+    const auto share = [](const Entry& entry, double done) {
+      return std::clamp(done - entry.started_after, 0.0, entry.miss_tokens);
+    };
+    for (Index i = account.first; i != kNone; i = entries_[i].next) {
+      Entry& entry = entries_[i];
+      if (entry.dropped && !entry.prefilled) {
+        gone += entry.miss_tokens;
+        gone_done += share(entry, account.done_prefill);
+        gone_known += share(entry, account.known_done);
+      } else {
+        entry.started_after -= gone;
+      }
+    }
+    account.sent_prefill -= gone;
+    account.done_prefill -= gone_done;
+    account.known_done -= gone_known;
+    for (Index i = account.first; i != kNone;) {
+      const Index next = entries_[i].next;
+      if (entries_[i].dropped) remove(i);
+      i = next;
+    }
+  }
+}
+
 void InFlight::remove(Index index) {
   Entry& entry = entries_[index];
   WorkerAccount& account = workers_[entry.worker];
@@ -151,7 +186,7 @@ void InFlight::remove(Index index) {
     account.context_tokens = 0;  // no rounding is carried along
     account.done_prefill = account.known_done = account.sent_prefill;
   }
-  entry.used = false;
+  entry.used = entry.dropped = false;
   ++entry.generation;
   entry.next = free_;
   free_ = index;

@@ -11,6 +11,7 @@
 // Times are seconds of any clock that never goes back.  Not safe for threads.  Allocates only to grow.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -36,6 +37,8 @@ class InFlight {
     std::size_t num_tokens = 0;   // of the prompt
     std::size_t miss_tokens = 0;  // of these, not expected in the worker's cache
     std::uint64_t prompt = 0;     // names the prompt, for the lengths of its outputs; 0: no name
+    bool prefilled = false;       // its first token is out already
+    bool of_peer = false;         // sent by another replica
   };
 
   explicit InFlight(std::size_t num_workers);
@@ -44,6 +47,8 @@ class InFlight {
   // Each false for a ticket that is unknown, finished or expired.
   bool first_token(double now, Ticket ticket);
   bool complete(double now, Ticket ticket, const Completion& completion);
+  // These requests do not count any more, as if they had never been sent; tickets that are not known are passed over.
+  void drop(std::span<const Ticket> tickets);
   // What a worker said last; `version` counts its words.  Cheap when there is none new.
   void on_load(double now, WorkerId worker, const WorkerLoad& said, std::uint64_t version);
   // Everything that was sent to `worker` is lost (it is down).
@@ -53,6 +58,19 @@ class InFlight {
   void fill(double now, std::span<WorkerView> rows);
   // Tokens that the outputs of this prompt had so far on average; of all prompts where it has none; 0 before any.
   double expected_output(std::uint64_t prompt) const;
+
+  // Calls f(ticket, sent) for each request in flight that this replica has sent, of those whose ticket has its lower 32
+  // bits in [begin, end), in the order of these.
+  template <typename F>
+  void for_each_own(std::size_t begin, std::size_t end, F f) const {
+    for (std::size_t i = begin; i < std::min(end, entries_.size()); ++i) {
+      const Entry& entry = entries_[i];
+      if (!entry.used || entry.of_peer) continue;
+      f(ticket_of(i), Sent{entry.worker, static_cast<std::size_t>(entry.context_tokens),
+                           static_cast<std::size_t>(entry.miss_tokens), entry.prompt, entry.prefilled});
+    }
+  }
+  std::size_t num_slots() const { return entries_.size(); }
 
   std::size_t size() const { return size_; }
   std::uint64_t dropped() const { return dropped_; }  // at kMost
@@ -66,6 +84,8 @@ class InFlight {
     std::uint32_t generation = 1;  // of the slot: makes tickets unique
     bool used = false;
     bool prefilled = false;
+    bool of_peer = false;
+    bool dropped = false;                  // about to be removed
     Index previous = kNone, next = kNone;  // in the order of sending, per worker; `next` alone in the free list
     double sent_at = 0;
     double started_after = 0;  // tokens of prefill sent to the worker before it
@@ -93,6 +113,7 @@ class InFlight {
   };
 
   Entry* find(Ticket ticket);
+  Ticket ticket_of(std::size_t index) const { return std::uint64_t{entries_[index].generation} << 32 | index; }
   void on_prefilled(double now, Entry& entry);
   void learn(WorkerAccount& account, double seconds, double tokens);
   void drain(double now, WorkerAccount& account);

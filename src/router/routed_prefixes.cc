@@ -61,15 +61,16 @@ bool RoutedPrefixes::contains(const Generation& generation, PrefixHash key, Work
          (generation.sets[slot * words_ + worker / 64] >> (worker % 64) & 1) != 0;
 }
 
-void RoutedPrefixes::add(std::span<const PrefixHash> prefixes, WorkerId worker) {
+template <typename Kept>
+void RoutedPrefixes::add_all(std::size_t count, Kept kept, WorkerId worker) {
   // Before anything is added: a generation has all of a request's prefixes, or none.
-  if (current_.size > 0 && 2 * (current_.size + num_kept(prefixes.size()) + 1) > kMaxSlots) {
+  if (current_.size > 0 && 2 * (current_.size + count + 1) > kMaxSlots) {
     next_generation();
     ++ended_early_;
   }
   // From the longest: where a prefix is known, the shorter ones are.  A sibling costs one probe.
-  for (std::size_t i = num_kept(prefixes.size()); i-- > 0;) {
-    const PrefixHash prefix = prefixes[kept_depth(i) - 1];
+  for (std::size_t i = count; i-- > 0;) {
+    const PrefixHash prefix = kept(i);
     if (contains(current_, prefix, worker)) return;
     if (2 * (current_.size + 1) > current_.slots.size()) grow(current_);
     const std::size_t slot = slot_of(current_, prefix);
@@ -81,6 +82,21 @@ void RoutedPrefixes::add(std::span<const PrefixHash> prefixes, WorkerId worker) 
     }
     set[worker / 64] |= std::uint64_t{1} << (worker % 64);
   }
+}
+
+void RoutedPrefixes::add(std::span<const PrefixHash> prefixes, WorkerId worker) {
+  add_all(num_kept(prefixes.size()), [&](std::size_t i) { return prefixes[kept_depth(i) - 1]; }, worker);
+}
+
+void RoutedPrefixes::add_kept(std::span<const PrefixHash> kept, WorkerId worker) {
+  add_all(kept.size(), [&](std::size_t i) { return kept[i]; }, worker);
+}
+
+std::size_t RoutedPrefixes::append_kept(std::span<const PrefixHash> prefixes, std::size_t most,
+                                        std::vector<PrefixHash>& out) {
+  const std::size_t count = std::min(num_kept(prefixes.size()), most);
+  for (std::size_t i = 0; i < count; ++i) out.push_back(prefixes[kept_depth(i) - 1]);
+  return count;
 }
 
 void RoutedPrefixes::read(PrefixHash key, std::size_t index) {

@@ -38,6 +38,10 @@ class RoutedPrefixes {
 
   // A request with these prefixes (see RoutingRequest::prefixes) was sent to `worker`.
   void add(std::span<const PrefixHash> prefixes, WorkerId worker);
+  // The same, given only those of its prefixes that are kept.
+  void add_kept(std::span<const PrefixHash> kept, WorkerId worker);
+  // Appends those of a request's prefixes that are kept: the first `most` of them.
+  static std::size_t append_kept(std::span<const PrefixHash> prefixes, std::size_t most, std::vector<PrefixHash>& out);
   // depth[w] becomes the number of leading prefixes that were sent to worker w, where that is more.
   void raise(std::span<const PrefixHash> prefixes, std::span<std::uint32_t> depth);
 
@@ -64,6 +68,9 @@ class RoutedPrefixes {
     return index < kEveryBlock ? index + 1 : kEveryBlock + (index + 1 - kEveryBlock) * kStride;
   }
 
+  // kept(i): the i-th kept prefix of `count`.
+  template <typename Kept>
+  void add_all(std::size_t count, Kept kept, WorkerId worker);
   std::size_t slot_of(const Generation& generation, PrefixHash key) const;  // its slot, or the empty one for it
   void grow(Generation& generation);
   bool contains(const Generation& generation, PrefixHash key, WorkerId worker) const;

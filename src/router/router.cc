@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <deque>
+#include <map>
 #include <mutex>
 #include <shared_mutex>
 #include <stdexcept>
@@ -14,6 +15,7 @@
 #include "router/fenced_sink.h"
 #include "router/latency_histogram.h"
 #include "router/notices.h"
+#include "router/replica_host.h"
 #include "router/self_check.h"
 
 namespace kvrouter {
@@ -54,6 +56,9 @@ void validate(const RouterOptions& options) {
                                 std::to_string(options.index_memory_limit));
   }
   for (const WorkerEndpoints& worker : options.workers) validate_worker_url(worker.http);
+  if (options.replica.timeout < ReplicaOptions::kMinTimeout) {
+    throw std::invalid_argument("replica_timeout must be at least 0.5 seconds: silence shorter than that is no sign");
+  }
 }
 
 // Working memory of a decision, one a thread: steady state allocates nothing.
@@ -93,6 +98,10 @@ class Router::Impl {
       account_ = std::make_unique<Account>(options_.workers.size(), options_.block_size,
                                            options_.clock ? options_.clock : steady_seconds);
     }
+    if (options_.replica.wanted()) {
+      replica_host_.emplace(options_.workers, account_.get(), loads_, notices_);
+      replicas_ = std::make_unique<Replicas>(options_.replica, options_.block_size, *replica_host_);
+    }
   }
   ~Impl() { stop(); }
 
@@ -102,7 +111,10 @@ class Router::Impl {
     notices_.reopen();
     reset(std::nullopt, Reset::kNow);
     auto connections = std::make_unique<Connections>(
-        Connections::Context{options_, sinks_, loads_, notices_, decisions_.get(), connections_mutex_}, kv_events);
+        Connections::Context{options_, sinks_, loads_, notices_, decisions_.get(), connections_mutex_,
+                             [this](const WorkerEndpoints& endpoints) { return take_snapshot(endpoints); }},
+        kv_events);
+    if (replicas_) replicas_->start();
     const std::unique_lock lock(connections_mutex_);
     connections_ = std::move(connections);
   }
@@ -114,6 +126,7 @@ class Router::Impl {
       const std::unique_lock lock(connections_mutex_);
       stopped = std::move(connections_);
     }
+    if (replicas_) replicas_->stop();
     stopped.reset();  // joins its threads: outside the lock, so that decisions go on meanwhile
     notices_.close();
   }
@@ -125,9 +138,15 @@ class Router::Impl {
 
   const RouterOptions& options() const { return options_; }
 
-  bool first_token(Ticket ticket) { return account_ && account_->first_token(ticket); }
+  bool first_token(Ticket ticket) {
+    const bool known = account_ && account_->first_token(ticket);
+    if (known && replicas_) replicas_->first_token(ticket);
+    return known;
+  }
   bool complete(Ticket ticket, const Completion& completion) {
-    return account_ && account_->complete(ticket, completion);
+    const bool known = account_ && account_->complete(ticket, completion);
+    if (known && replicas_) replicas_->complete(ticket, completion);
+    return known;
   }
 
   Choice choose(const RouteQuery& query, Decision* explain = nullptr) {
@@ -140,6 +159,7 @@ class Router::Impl {
       choice = {next_in_turn(query.eligible), 0};
     }
     count(choice.worker);
+    if (replicas_ && choice.ticket == 0) replicas_->routed_untracked(choice.worker, query.num_tokens);
     const auto elapsed = std::chrono::steady_clock::now() - begin;
     latency_.record(static_cast<std::uint64_t>(std::chrono::nanoseconds(elapsed).count()));
     return choice;
@@ -164,13 +184,23 @@ class Router::Impl {
       begun = true;
       policy_->choose_batch(s.batch, random_, s.scores);
       s.batch.enter();
+      if (replicas_ && account_) {
+        for (std::size_t i = 0; i < requests.size(); ++i) {
+          tell_replicas(s.batch.request(i), choices[i], choices[i].overlap_blocks);
+        }
+      }
     } catch (const std::exception& error) {
       on_failure(error, requests.size() - (begun ? s.batch.num_assigned() : 0));
       for (std::size_t i = 0; i < requests.size(); ++i) {
         if (!begun || !s.batch.assigned(i)) choices[i] = {next_in_turn(), 0};
       }
     }
-    for (const Choice& choice : choices) count(choice.worker);
+    for (std::size_t i = 0; i < choices.size(); ++i) {
+      count(choices[i].worker);
+      if (replicas_ && choices[i].ticket == 0) {
+        replicas_->routed_untracked(choices[i].worker, requests[i].num_tokens);
+      }
+    }
     const auto elapsed = std::chrono::nanoseconds(std::chrono::steady_clock::now() - begin).count();
     const auto share = static_cast<std::uint64_t>(elapsed) / requests.size();
     for (std::size_t i = 0; i < requests.size(); ++i) latency_.record(share);
@@ -196,6 +226,7 @@ class Router::Impl {
   WorkerId round_robin() {
     const WorkerId worker = next_in_turn();
     count(worker);
+    if (replicas_) replicas_->routed_untracked(worker, 1);  // how long it is, nobody said
     return worker;
   }
 
@@ -211,6 +242,7 @@ class Router::Impl {
     } else {
       sinks_[worker].lift();
     }
+    if (replicas_) replica_host_->set_worker(worker, endpoints);
     {
       const std::unique_lock lock(connections_mutex_);
       options_.workers[worker] = std::move(endpoints);
@@ -244,6 +276,38 @@ class Router::Impl {
     if (account_) account_->forget_prefixes();
   }
 
+  std::string snapshot() {
+    Snapshot snapshot{options_.block_size, {}};
+    std::size_t bytes = 0;
+    for (WorkerId w = 0; w < options_.workers.size(); ++w) {
+      const std::lock_guard lifecycle(lifecycle_mutex_);  // of one worker at a time: others may come and go between
+      if (!connections_) break;
+      std::optional<WorkerSnapshot> worker = connections_->capture(w, index_);
+      if (!worker) continue;
+      for (const StoredChain& chain : worker->chains) bytes += 16 + sizeof(StoredBlock) * chain.blocks.size();
+      if (bytes > Snapshot::kMaxBytes) throw std::length_error("a snapshot of this index would be larger than 1 GiB");
+      // A worker that changed slots between two of these counts once.
+      const auto same = [&](const WorkerSnapshot& other) { return other.identity == worker->identity; };
+      if (std::none_of(snapshot.workers.begin(), snapshot.workers.end(), same)) {
+        snapshot.workers.push_back(std::move(*worker));
+      }
+    }
+    return encode(snapshot);
+  }
+
+  std::size_t warm_start(std::span<const std::byte> bytes) {
+    Snapshot snapshot;
+    if (const std::string error = decode(bytes, snapshot); !error.empty()) throw std::invalid_argument(error);
+    if (snapshot.block_size != options_.block_size) {
+      throw std::invalid_argument("it is of blocks of " + std::to_string(snapshot.block_size) + " tokens, not " +
+                                  std::to_string(options_.block_size));
+    }
+    const std::lock_guard lock(snapshots_mutex_);
+    snapshots_.clear();
+    for (WorkerSnapshot& worker : snapshot.workers) snapshots_.emplace(worker.identity, std::move(worker));
+    return snapshots_.size();
+  }
+
   RouterStatus status() const {
     RouterStatus status;
     const std::shared_lock lock(connections_mutex_);
@@ -258,6 +322,7 @@ class Router::Impl {
     status.index = index_.stats();
     status.notices_dropped = notices_.dropped();
     if (account_) status.account = account_->status();
+    if (replicas_) status.replica = replicas_->status();
     status.workers.resize(options_.workers.size());
     for (WorkerId w = 0; w < status.workers.size(); ++w) {
       WorkerStatus& worker = status.workers[w];
@@ -277,6 +342,15 @@ class Router::Impl {
   LoadTable& loads() { return loads_; }
 
  private:
+  std::optional<WorkerSnapshot> take_snapshot(const WorkerEndpoints& endpoints) {
+    const std::lock_guard lock(snapshots_mutex_);
+    const auto found = snapshots_.find(identity_of(endpoints));
+    if (found == snapshots_.end()) return std::nullopt;
+    std::optional<WorkerSnapshot> snapshot = std::move(found->second);
+    snapshots_.erase(found);
+    return snapshot;
+  }
+
   HitEvidence evidence(WorkerId worker) const {
     const PrefixIndexStats stats = index_.stats();
     WorkerStatus status;
@@ -300,11 +374,14 @@ class Router::Impl {
       s.prefixes.resize(blocks.size());
       hash_prefixes(blocks, s.prefixes);
       request.prefixes = s.prefixes;
-      const auto lock = account_->lock();
-      account_->describe(loads_, index_, s.prefixes, s.views);
-      request.expected_output = account_->expected_output(s.prefixes);
-      const WorkerId worker = policy_->choose(request, s.views, random_, s.scores);
-      choice = {worker, s.overlap[worker], account_->enter(request, worker, s.views[worker].expected_blocks)};
+      {
+        const auto lock = account_->lock();
+        account_->describe(loads_, index_, s.prefixes, s.views);
+        request.expected_output = account_->expected_output(s.prefixes);
+        const WorkerId worker = policy_->choose(request, s.views, random_, s.scores);
+        choice = {worker, s.overlap[worker], account_->enter(request, worker, s.views[worker].expected_blocks)};
+      }
+      if (replicas_) tell_replicas(request, choice, s.views[choice.worker].expected_blocks);
     } else {
       const WorkerId worker = policy_->choose(request, s.views, random_, s.scores);
       choice = {worker, s.overlap[worker]};
@@ -314,6 +391,17 @@ class Router::Impl {
       for (const WorkerView& view : s.views) explain->loads.push_back({view.kv_usage, view.waiting, 0});
     }
     return choice;
+  }
+
+  void tell_replicas(const RoutingRequest& request, const Choice& choice, std::uint32_t expected_blocks) {
+    replicas_->routed({.ticket = choice.ticket,
+                       .worker = choice.worker,
+                       .num_tokens = request.num_tokens,
+                       .miss_tokens = Account::miss_tokens(request, expected_blocks),
+                       .prompt = Account::name_of_prompt(request)},
+                      [&](std::vector<PrefixHash>& prefixes) {
+                        return RoutedPrefixes::append_kept(request.prefixes, peer_limits::kPrefixes, prefixes);
+                      });
   }
 
   void view_workers(std::vector<WorkerView>& views, std::span<const std::uint8_t> eligible = {}) const {
@@ -369,12 +457,17 @@ class Router::Impl {
   LoadTable loads_;
   std::unique_ptr<Account> account_;  // null where the policy uses none
   Notices notices_;
+  std::optional<RouterReplicaHost> replica_host_;
+  std::unique_ptr<Replicas> replicas_;  // null where there are none
   SelfCheck check_{options_.workers.size(), options_.block_size, notices_, [this](WorkerId w) { return evidence(w); }};
   LatencyHistogram latency_;
   std::unique_ptr<std::atomic<std::uint64_t>[]> decisions_;
   std::atomic<std::uint64_t> fallbacks_{0};
   std::unique_ptr<std::atomic<bool>[]> disabled_;
   std::atomic<std::size_t> num_disabled_{0};
+
+  std::mutex snapshots_mutex_;
+  std::map<std::string, WorkerSnapshot> snapshots_;  // of workers that have not come yet, by their identities
 
   std::mutex lifecycle_mutex_;                   // start() and stop() one at a time
   mutable std::shared_mutex connections_mutex_;  // guards the pointer, and the links behind it
@@ -453,6 +546,12 @@ void Router::enable(WorkerId worker, bool enabled) {
 }
 void Router::reset(std::optional<WorkerId> worker, Reset kind) {
   impl_->reset(worker, kind);
+}
+std::string Router::snapshot() {
+  return impl_->snapshot();
+}
+std::size_t Router::warm_start(std::span<const std::byte> snapshot) {
+  return impl_->warm_start(snapshot);
 }
 RouterStatus Router::status() const {
   return impl_->status();

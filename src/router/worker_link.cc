@@ -4,6 +4,7 @@
 #include <cstring>
 #include <utility>
 
+#include "replica/message.h"
 #include "router/worker_socket.h"
 
 namespace kvrouter {
@@ -37,6 +38,23 @@ WorkerLink::WorkerLink(zmq::context_t& zmq, WorkerId worker, const WorkerEndpoin
   if (!endpoints.load.empty()) {
     load_.emplace(zmq, Channel::Kind::kLoad, endpoints.load, context.first_channel + 1);
   }
+}
+
+bool WorkerLink::resume(WorkerSnapshot snapshot) {
+  if (!replay_) return false;
+  stream_.resume(snapshot.position, std::move(snapshot.chains));
+  return true;
+}
+
+std::optional<WorkerSnapshot> WorkerLink::capture(const PrefixIndex& index) {
+  const std::uint64_t resets = context_.sink.resets();
+  check_resets();
+  const auto position = stream_.position();
+  // Behind a fence the index is empty, and nobody who reads the snapshot would know what is to be kept out.
+  if (!position || context_.sink.fenced()) return std::nullopt;
+  WorkerSnapshot snapshot{identity_of(endpoints_), *position, index.worker_chains(worker_)};
+  if (snapshot.identity.empty() || context_.sink.resets() != resets) return std::nullopt;
+  return snapshot;
 }
 
 void WorkerLink::read_kv_events() {
@@ -355,6 +373,7 @@ void WorkerLink::publish_status() {
                                         : CacheKnowledge::kPartial;
   status_.resyncs = stream_.counts().resyncs;
   status_.replayed_batches = stream_.counts().replayed_batches;
+  status_.warm_starts = stream_.counts().resumed;
   status_.failed_replays = replay_ ? replay_->failures() : 0;
   status_.load_messages = load_messages_;
   status_.malformed_load_messages = malformed_load_messages_;

@@ -12,6 +12,7 @@
 
 #include "events/kv_event_stream.h"
 #include "kvrouter/router.h"
+#include "replica/snapshot.h"
 #include "router/channel.h"
 #include "router/fenced_sink.h"
 #include "router/notices.h"
@@ -35,6 +36,12 @@ class WorkerLink {
   };
 
   WorkerLink(zmq::context_t& zmq, WorkerId worker, const WorkerEndpoints& endpoints, const Context& context);
+
+  // What is known of it from before, see KvEventStream::resume().  False if that cannot be confirmed, as it replays
+  // nothing: then it is as if nothing were known.
+  bool resume(WorkerSnapshot snapshot);
+  // All that is known of what it caches, at one place of its event stream; nothing while that is not to be had.
+  std::optional<WorkerSnapshot> capture(const PrefixIndex& index);
 
   // Each reads what has arrived, up to a bound, so that no worker can starve the others.
   void read_kv_events();

@@ -10,6 +10,7 @@
 #include "server/route_api.h"
 #include "server/router_api.h"
 #include "server/service_metrics.h"
+#include "server/snapshot_api.h"
 
 namespace kvrouter {
 namespace {
@@ -40,7 +41,7 @@ bool is_model_call(std::string_view path) {
 AccessLevel level_of(const HttpRequest& request) {
   const std::string_view path = request.path;
   if (path == "/" || path == "/health" || path == "/ready") return AccessLevel::kPublic;
-  if (path == "/reset") return AccessLevel::kAdmin;
+  if (path == "/reset" || path == "/snapshot") return AccessLevel::kAdmin;
   if (path == "/workers" || path.starts_with("/workers/"))
     return request.method == "GET" ? AccessLevel::kApi : AccessLevel::kAdmin;
   if (path == "/metrics" || path == "/dashboard.json" || path == "/route" || is_router_call(path)) {
@@ -57,6 +58,7 @@ class Service::Impl {
       : router_(router),
         options_(options),
         log_(options.access_log),
+        snapshots_(router, options.snapshot_file),
         server_(
             options.host, options.port, [this](boost::asio::io_context& io) { return make(io); }, options.http,
             options.tls) {}
@@ -117,6 +119,7 @@ class Service::Impl {
       const ApiAnswer answer = answer_registry_request(router_, *fleet_, request);
       return reply->send(answer.status, kJson, answer.body);
     }
+    if (path == "/snapshot") return snapshots_.answer(request, std::move(reply));
     if (path == "/v1/models" && get) return reply->send(200, kJson, gateway_->models_json());
     if (path == "/" && get) {
       reply->add_header(
@@ -145,6 +148,7 @@ class Service::Impl {
   Router& router_;
   const ServiceOptions options_;
   AccessLog log_;
+  SnapshotApi snapshots_;
   std::unique_ptr<Fleet> fleet_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<Gateway> gateway_;

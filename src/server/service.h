@@ -11,11 +11,12 @@
 //                               the URL optional; each of its engines is a worker
 //   DELETE /workers/N           no new requests; forgotten when its last one has ended
 //   POST /workers/N/drain       {"draining": true or false}
+//   GET, POST /snapshot         see snapshot_api.h
 //   GET  /v1/models             of all workers together
 //   POST /v1/completions, /v1/chat/completions, and whatever else a worker answers
 //
-// Calls that change something for all need the admin token: these of the registry, /reset, and what is passed to a
-// worker other than its OpenAI API.
+// Calls that change something for all need the admin token: these of the registry, /reset, /snapshot, and what is
+// passed to a worker other than its OpenAI API.
 #pragma once
 
 #include <cstdint>
@@ -36,7 +37,8 @@ struct ServiceOptions {
   std::uint16_t port = 9000;
   std::vector<WorkerSpec> workers;
   AccessTokens tokens;
-  std::string access_log;  // path, "-" for standard error, or empty
+  std::string snapshot_file;  // where POST /snapshot writes; empty: nowhere
+  std::string access_log;     // path, "-" for standard error, or empty
   HttpLimits http;
   TlsFiles tls;
   FleetOptions fleet;

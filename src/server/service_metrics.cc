@@ -87,6 +87,25 @@ void add_index(Page& page, const PrefixIndexStats& index) {
               number_of(index.orphans_dropped));
 }
 
+void add_replicas(Page& page, const ReplicaStatus& replica) {
+  page.single("kvrouter_replica_peers", "gauge", "Other replicas that are listened to.", number_of(replica.peers));
+  page.single("kvrouter_replica_live_peers", "gauge", "Of these, heard of late.", number_of(replica.live));
+  page.single("kvrouter_replica_requests", "gauge", "Requests in flight of other replicas.",
+              number_of(replica.requests));
+  const auto count = [&](const char* name, const char* help, std::uint64_t value) {
+    page.single(name, "counter", help, number_of(value));
+  };
+  count("kvrouter_replica_sent_messages_total", "Messages to other replicas.", replica.sent);
+  count("kvrouter_replica_received_messages_total", "Messages of other replicas.", replica.received);
+  count("kvrouter_replica_missed_messages_total", "Messages of other replicas that were lost.", replica.missed);
+  count("kvrouter_replica_malformed_messages_total", "Messages that are none of a replica.", replica.malformed);
+  count("kvrouter_replica_ignored_events_total", "Of other replicas, about workers not known here or beyond the limit.",
+        replica.ignored_events);
+  count("kvrouter_replica_dropped_events_total", "Not told to other replicas, as they were too many at a time.",
+        replica.dropped_events);
+  count("kvrouter_replica_losses_total", "Times that another replica fell silent.", replica.losses);
+}
+
 void add_gateway(Page& page, const Gateway& gateway, const Tokenizer& tokenizer) {
   const GatewayCounters& counts = gateway.counters();
   page.family("kvrouter_responses_total", "counter", "Gateway requests done, by status (499: the client went away).");
@@ -148,6 +167,8 @@ void add_workers(Page& page, const RouterStatus& status, const Fleet& fleet) {
       [](F, S s) { return number_of(s.resyncs); });
   add("kvrouter_worker_replayed_batches_total", "counter", "Batches of its KV events that a replay brought.",
       [](F, S s) { return number_of(s.replayed_batches); });
+  add("kvrouter_worker_warm_starts_total", "counter", "Times that what a snapshot has of it was confirmed.",
+      [](F, S s) { return number_of(s.warm_starts); });
   add("kvrouter_worker_decisions_total", "counter", "Decisions for it.", [](F, S s) { return number_of(s.decisions); });
   add("kvrouter_worker_cached_blocks", "gauge", "KV blocks that it is known to hold.",
       [](F, S s) { return number_of(s.cached_blocks); });
@@ -191,6 +212,7 @@ std::string service_metrics(const Router& router, const Fleet& fleet, const Gate
   Page page;
   add_decisions(page, status);
   add_index(page, status.index);
+  add_replicas(page, status.replica);
   add_gateway(page, gateway, tokenizer);
   add_workers(page, status, fleet);
   page.single("kvrouter_account_requests", "gauge", "Requests in flight by the router's own account.",

@@ -228,8 +228,42 @@ def router_config() -> dict[str, bytes]:
     return {str(i): json.dumps({**config, **part}).encode() for i, part in enumerate(more)}
 
 
-TARGETS = (kv_events, load_message, worker_pages, worker_url, http_connection, service_api, gateway_request,
-           workers_file, trace_file, grpo_config, router_config)  # fmt: skip
+def peer_message() -> dict[str, bytes]:
+    names = ["http://a:1", "http://b:2", "http://unknown:3"]
+
+    def told(*events: object) -> bytes:
+        message = msgpack.packb([1, 7, 0, 16, names, list(events)])
+        return struct.pack("<H", len(message)) + bytes(message)
+
+    routed = [0, 1 << 32, 0, 100, 60, 5, struct.pack("<QQ", 1, 2)]
+    state = [3, 0, 1 << 32, [[1 << 32, 0, 100, 60, 5, True], [(1 << 32) + 3, 1, 10, 10, 0, False]]]
+    return {
+        "life": told(routed) + told([1, 1 << 32]) + told([2, 1 << 32, 40, 0.25]),
+        "state": told(routed) + told(state) + told([3, 0, 2, []]) + told([4]),
+        "slot-again": told(routed, [0, 2 << 32, 1, 100, 60, 5, b""], [0, 1 << 32, 0, 1, 1, 0, b""]),
+        "untracked": told([0, 0, 1, 1, 1, 0, b""]),
+        "heartbeat": told() + told(),
+        "unknown": told([0, 1 << 32, 2, 100, 60, 5, b""]),
+        "odd": told([2, 1, -2, float("nan")], [0, 1, 9, 0, 5, 0, b"123"]),
+        "order": told([3, 0, 9, [[3, 0, 1, 1, 0, True], [2, 0, 1, 1, 0, True]]]),
+    }
+
+
+def snapshot() -> dict[str, bytes]:
+    blocks = struct.pack("<4Q", 1, 11, 2, 12)
+    worker = ["http://a:1", 7, 0xDEADBEEF, True, 3, [[None, blocks], [12, struct.pack("<QQ", 3, 13)]]]
+    body = bytes(msgpack.packb([64, [worker, ["http://b:2#1", 0, 1, False, 0, []]]]))
+    return {
+        "body": body,
+        "empty": bytes(msgpack.packb([1, []])),
+        "orphans": bytes(msgpack.packb([1, [["x", 0, 0, False, 0, [[99, blocks], [11, blocks]]]]])),
+        "header": b"KVRSNAP\n" + struct.pack("<IQQ", 1, len(body), 0) + body,
+        "lengths": b"\x92\x10\xdd\xff\xff\xff\xff",
+    }
+
+
+TARGETS = (kv_events, load_message, peer_message, snapshot, worker_pages, worker_url, http_connection, service_api,
+           gateway_request, workers_file, trace_file, grpo_config, router_config)  # fmt: skip
 
 
 def main() -> None:

@@ -20,7 +20,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 OUT = ROOT / "out" / "fuzz"
-CPP = ("kv_events", "load_message", "worker_pages", "worker_url", "http_connection", "service_api", "gateway_request")
+CPP = ("kv_events", "load_message", "worker_pages", "worker_url", "http_connection", "service_api", "gateway_request",
+       "peer_message", "snapshot")  # fmt: skip
 PYTHON = ("workers_file", "trace_file", "grpo_config", "router_config")
 
 

@@ -32,10 +32,21 @@ def read_answer(
     Raises:
         HttpError: nobody listens, the time is over, the status is not 2xx, or the answer is too long.
     """
+    return read_bytes(opener, request, timeout_s, hints).decode(errors="replace")
+
+
+def read_bytes(
+    opener: urllib.request.OpenerDirector,
+    request: urllib.request.Request,
+    timeout_s: float,
+    hints: Mapping[int, str] | None = None,
+    max_bytes: int = MAX_ANSWER_BYTES,
+) -> bytes:
+    """Like `read_answer`, for an answer that is no text, or a longer one."""
     url = request.full_url
     try:
         with opener.open(request, timeout=timeout_s) as answer:
-            body: bytes = answer.read(MAX_ANSWER_BYTES + 1)
+            body: bytes = answer.read(max_bytes + 1)
     except urllib.error.HTTPError as error:
         with error:
             reason = error.read(300).decode(errors="replace").strip()
@@ -44,9 +55,9 @@ def read_answer(
     except (OSError, HTTPException, ValueError) as error:
         reason = str(getattr(error, "reason", error)) or type(error).__name__
         raise HttpError(f"{url}: {reason}") from error
-    if len(body) > MAX_ANSWER_BYTES:
-        raise HttpError(f"{url}: the answer is longer than {MAX_ANSWER_BYTES} bytes")
-    return body.decode(errors="replace")
+    if len(body) > max_bytes:
+        raise HttpError(f"{url}: the answer is longer than {max_bytes} bytes")
+    return body
 
 
 def json_object(url: str, body: str) -> dict[str, Any]:
