@@ -292,8 +292,9 @@ class Router {
   std::string snapshot();
   // Starts with a snapshot, of this router before or of another.  What it says of a worker counts once that worker,
   // having come by start() or set_worker(), has shown that it is in the same life, and has replayed what it published
-  // since; it is dropped otherwise.  Parts of workers that have come already, or never come, do nothing.
-  // The number of workers that it is about.  Throws std::invalid_argument, with the reason, for what is no snapshot.
+  // since; it is dropped otherwise, and by a reset().  Parts of workers that have come already, or never come, do
+  // nothing. The number of workers that it is about.  Throws std::invalid_argument, with the reason, for what is no
+  // snapshot.
   std::size_t warm_start(std::span<const std::byte> snapshot);
 
   RouterStatus status() const;

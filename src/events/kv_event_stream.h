@@ -79,6 +79,12 @@ class KvEventStream {
   // still in that life, and dropped where anything speaks against it. REQUIRES: nothing was applied yet; the stream was
   // made for replay.
   void resume(const StreamPosition& position, std::vector<StoredChain> chains);
+  struct Resumed {
+    StreamPosition position;
+    std::vector<StoredChain> chains;
+  };
+  // What was given to resume(), while that is neither confirmed nor dropped.
+  const std::optional<Resumed>& resumed() const { return resumed_; }
   // The user has forgotten the worker's blocks: nothing published until now may count again.
   void on_reset();
 
@@ -129,10 +135,6 @@ class KvEventStream {
   std::optional<std::uint64_t> replayed_to_;
   std::uint64_t wanted_ = 0;  // the live batch that showed the last gap
 
-  struct Resumed {
-    StreamPosition position;
-    std::vector<StoredChain> chains;
-  };
   std::optional<Resumed> resumed_;  // not confirmed yet
 
   // Of the replay under way.

@@ -264,6 +264,12 @@ class Router::Impl {
   }
   void report_hits(WorkerId worker, const HitTotals& totals) { check_.report(worker, totals); }
 
+  // What workers that have not come yet are said to hold: a reset may be meant for them, too.
+  void forget_snapshots() {
+    const std::lock_guard lock(snapshots_mutex_);
+    snapshots_.clear();
+  }
+
   void reset(std::optional<WorkerId> worker, Reset kind) {
     const WorkerId first = worker.value_or(0);
     const WorkerId last = worker ? *worker + 1 : static_cast<WorkerId>(options_.workers.size());
@@ -545,6 +551,7 @@ void Router::enable(WorkerId worker, bool enabled) {
   impl_->enable(worker, enabled);
 }
 void Router::reset(std::optional<WorkerId> worker, Reset kind) {
+  impl_->forget_snapshots();
   impl_->reset(worker, kind);
 }
 std::string Router::snapshot() {

@@ -49,6 +49,10 @@ bool WorkerLink::resume(WorkerSnapshot snapshot) {
 std::optional<WorkerSnapshot> WorkerLink::capture(const PrefixIndex& index) {
   const std::uint64_t resets = context_.sink.resets();
   check_resets();
+  // What waits to be confirmed may wait once more: a router that starts and ends at once loses nothing.
+  if (const auto& waiting = stream_.resumed()) {
+    return WorkerSnapshot{identity_of(endpoints_), waiting->position, waiting->chains};
+  }
   const auto position = stream_.position();
   // Behind a fence the index is empty, and nobody who reads the snapshot would know what is to be kept out.
   if (!position || context_.sink.fenced()) return std::nullopt;

@@ -158,6 +158,30 @@ TEST_F(WarmStart, ResetOfTheUserBeforeItIsConfirmed_Counts) {
   EXPECT_EQ(warm.status().workers[0].warm_starts, 0u);
 }
 
+TEST_F(WarmStart, ResetOfTheUserBeforeTheWorkerComes_Counts) {
+  start_worker();
+  const std::string snapshot = snapshot_of_100();
+  const auto at = worker_->endpoints();
+  Router warm(options_of_one_worker(kBlock));
+  warm.warm_start(bytes_of(snapshot));
+  warm.start();
+  warm.reset();
+  warm.set_worker(0, {at.kv, "", "http://127.0.0.1:1", at.replay});
+  EXPECT_TRUE(knows(warm, from(100 - kBuffer + 1)));
+  EXPECT_EQ(warm.status().workers[0].warm_starts, 0u);
+}
+
+TEST_F(WarmStart, RouterThatEndsBeforeTheWorkerAnswers_PassesOnWhatItWasGiven) {
+  start_worker();
+  const std::string snapshot = snapshot_of_100();
+  worker_->lie([](zmq::socket_t&, const std::string&) {});
+  const std::string again = router(snapshot)->snapshot();
+  worker_->lie({});
+  const auto warm = router(again);
+  EXPECT_TRUE(knows(*warm, stored_));
+  EXPECT_EQ(warm->status().workers[0].warm_starts, 1u);
+}
+
 TEST_F(WarmStart, WorkersThatCannotBeConfirmedLater_AreNotInASnapshot) {
   start_worker();
   const auto deaf = router({}, false);
