@@ -1,16 +1,25 @@
-"""Experiment trackers that NeMo-RL's logger imports, and no test uses: empty modules where they are not installed."""
+"""What NeMo-RL finds in its own environment and not in this one; install() comes before any import of it.
+
+- Experiment trackers that its logger imports, and no test uses: empty modules where they are not installed.
+- Python 3.13, which it asks for: before 3.12 pydantic takes TypedDict from typing_extensions only.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
+import typing
 from types import ModuleType
 
-NAMES = ("mlflow", "swanlab")
+import typing_extensions
+
+TRACKERS = ("mlflow", "swanlab")
 
 
 def install() -> None:
-    """Called before NeMo-RL is imported."""
-    for name in NAMES:
+    """Makes up for it in this process."""
+    for name in TRACKERS:
         if name not in sys.modules and importlib.util.find_spec(name) is None:
             sys.modules[name] = ModuleType(name)
+    if sys.version_info < (3, 12):
+        typing.TypedDict = typing_extensions.TypedDict

@@ -12,6 +12,8 @@ from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 from kvrouter.integrations.nemo_rl.worker import PublishingWorker
 from kvrouter.ray.engine.base import EngineSpec, SampleRequest
 from kvrouter.ray.engine.sim_engine import SimulatedEngine
+from kvrouter.ray.ports import claim_ports
+from kvrouter.vllm.ports import find_free_ports
 
 SIM_WORKER = "nemo_sim_worker.RoutedSimWorker"
 PLAIN_SIM_WORKER = "nemo_sim_worker.PlainSimWorker"
@@ -24,19 +26,20 @@ class SimWorkerImpl:
         self.cfg = config
         self.base_url = None
         self.engine = None
+        self._http_port = find_free_ports(1)
 
     @staticmethod
     def configure_worker(num_gpus, bundle_indices=None, num_gpus_per_node=None):
         return {"num_gpus": 0}, {}, {"bundle_indices": bundle_indices[1]}, {}
 
     def _ports(self):
-        from kvrouter.ray.ports import claim_ports
-
         self._claim = claim_ports(25000, 32, prefer_base=False)
         return self._claim.ports
 
     async def load_model(self):
-        config = {**self.cfg, "router_cfg": {"block_size": 64}}
+        self._http_port.release()
+        options = {**self.cfg["sim_cfg"], "port": self._http_port.base}
+        config = {**self.cfg, "router_cfg": {"block_size": 64}, "sim_cfg": options}
         self.engine = SimulatedEngine(EngineSpec(config, 0), self._ports())
         await self.engine.start()
         self.base_url = f"{self.engine._url}/v1"
@@ -52,7 +55,7 @@ class SimWorkerImpl:
         return self.base_url if self.cfg["vllm_cfg"].get("expose_http_server") else None
 
     async def get_reserved_url(self):
-        return "http://127.0.0.1:9/v1"
+        return f"http://127.0.0.1:{self._http_port.base}/v1"
 
     def _get_raw_spec_counters(self):
         return {}

@@ -57,7 +57,8 @@ def test_the_synchronous_engine_is_refused():
 
 def test_grpo_router_wins_key_by_key():
     master = SimpleNamespace(
-        grpo=SimpleNamespace(router={"enabled": False}), policy={"generation": generation(enabled=True, policy="linear")}
+        grpo=SimpleNamespace(router={"enabled": False}),
+        policy={"generation": generation(enabled=True, policy="linear")},
     )
     hand_on_router_config(master)
     assert master.policy["generation"]["router_cfg"]["policy"] == "linear"
@@ -66,9 +67,7 @@ def test_grpo_router_wins_key_by_key():
 
 def test_other_backends_are_left_alone(caplog):
     of = {"backend": "megatron"}
-    hand_on_router_config(
-        SimpleNamespace(grpo=SimpleNamespace(router={"enabled": True}), policy={"generation": of})
-    )
+    hand_on_router_config(SimpleNamespace(grpo=SimpleNamespace(router={"enabled": True}), policy={"generation": of}))
     assert of == {"backend": "megatron"}
     assert "Router is only supported with vLLM backend. Skipping router setup." in caplog.text
     hand_on_router_config(SimpleNamespace(grpo=SimpleNamespace(), policy={"generation": of}))

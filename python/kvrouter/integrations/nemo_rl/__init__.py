@@ -11,7 +11,8 @@ or, for NeMo-RL's scripts as they are::
     python -m kvrouter.integrations.nemo_rl examples/run_grpo.py --config ... [overrides]
 
 No file of NeMo-RL is changed; ``disable()`` puts back every object that ``enable()`` replaced.  What is replaced, and
-what is relied on, is in ``seams``; which versions are known is in ``versions``; docs/integrations/nemo_rl.md is the guide.
+what is relied on, is in ``seams``, and which versions are known in ``versions``.  The guide:
+docs/integrations/nemo_rl.md.
 """
 
 from kvrouter.integrations.nemo_rl.versions import UnsupportedNemoRlError

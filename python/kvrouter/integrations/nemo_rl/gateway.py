@@ -31,10 +31,10 @@ class Gateway:
     Raises OSError, ValueError as ``KvService``.
     """
 
-    def __init__(self, urls: Sequence[str], publishers: Sequence[Any], settings: RouterConfig) -> None:
+    def __init__(self, urls: Sequence[str | None], publishers: Sequence[Any], settings: RouterConfig) -> None:
         workers = [
             WorkerSpec(
-                url.removesuffix("/").removesuffix("/v1"),
+                (url or "").removesuffix("/").removesuffix("/v1"),
                 kv_events=f"tcp://{at.node_ip}:{at.ports.kv_events}",
                 replay=f"tcp://{at.node_ip}:{at.ports.replay}" if settings.get("replay") else "",
                 load=f"tcp://{at.node_ip}:{at.ports.load}",

@@ -31,8 +31,8 @@ _chosen: contextvars.ContextVar[int | None] = contextvars.ContextVar("kvrouter_c
 class RoutedVllmGeneration(VllmGeneration):  # type: ignore[misc]
     """``VllmGeneration`` whose ``generate_async`` goes where the prompt's prefix is cached.
 
-    Without ``router_cfg``, or with ``enabled: false``, it is ``VllmGeneration`` in all that it does.  Picklable, as that
-    is: a copy in another process (the trajectory collector of asynchronous GRPO) asks the same router over HTTP.
+    Without ``router_cfg``, or with ``enabled: false``, it is ``VllmGeneration`` in all that it does.  As picklable as
+    that: a copy in another process (the trajectory collector of asynchronous GRPO) asks the same router over HTTP.
 
     A router that cannot start is no error: it is said once, and requests go round robin.  Raises ValueError, naming the
     key, for a ``router_cfg`` that cannot be.
@@ -40,6 +40,7 @@ class RoutedVllmGeneration(VllmGeneration):  # type: ignore[misc]
 
     # Of the class, so that they are there however an object came to be.
     router: RouterHandle | None = None
+    dp_openai_server_base_urls: list[str | None]
     worker_server_base_urls: list[str | None] | None = None
     _settings: RouterConfig | None = None
     _decisions: DecisionsOfATurn | None = None

@@ -1,7 +1,7 @@
 """The guide's import paths, where NeMo-RL has nothing of its own there.
 
-The guide has ``nemo_rl.models.generation.dynamo.standalone_router.KvRouter`` and so on.  NeMo-RL's main branch uses that
-package for another backend, which is left alone: there, import from ``kvrouter`` and ``kvrouter.ray``.
+The guide has ``nemo_rl.models.generation.dynamo.standalone_router.KvRouter`` and so on.  NeMo-RL's main branch uses
+that package for another backend, which is left alone: there, import from ``kvrouter`` and ``kvrouter.ray``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def install() -> bool:
         return False
     for path, names in NAMES.items():
         module = ModuleType(path, __doc__)
-        module.__path__ = []  # type: ignore[attr-defined]  # a package, whose modules are all here
+        module.__path__ = []  # a package, whose modules are all here
         module.__dict__.update(
             {name: getattr(importlib.import_module(source), name) for name, source in names.items()},
             __kvrouter__=True,

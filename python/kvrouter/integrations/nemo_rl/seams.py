@@ -190,8 +190,8 @@ def _with_routed_worker(resolve: Callable[..., str]) -> Callable[..., str]:
             return resolved
         if resolved != NEMO_WORKER:
             raise ValueError(
-                f"policy.generation.router_cfg.enabled does not work with {resolved}: unset policy.generation.quant_cfg,"
-                " or set router_cfg.enabled=false"
+                f"policy.generation.router_cfg.enabled does not work with {resolved}: unset quant_cfg, or set"
+                " router_cfg.enabled=false"
             )
         register_worker(ROUTED_WORKER, NEMO_WORKER)
         return ROUTED_WORKER

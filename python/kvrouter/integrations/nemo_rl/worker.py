@@ -52,7 +52,7 @@ class PublishingWorker:
             base = settings["base_kv_events_port"]
             rank = int(os.environ.get("RANK", "0")) // ranks
             self._kvrouter_claim = claim_ports(base + rank, settings["base_metrics_port"] - base)
-        super().__init__(config, bundle_indices, *args, **kwargs)
+        super().__init__(config, bundle_indices, *args, **kwargs)  # type: ignore[call-arg]
 
     # --- the engine ---
 
