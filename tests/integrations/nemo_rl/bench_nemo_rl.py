@@ -1,7 +1,7 @@
 """NeMo-RL's VllmGeneration with the router on and off, on simulated workers: hit rate and requests/s, as JSON.
 
-``make bench-nemo-rl NEMO_RL_SRC=...``.  GRPO rollouts: each step, ``--prompts`` problems of ``--samples`` samples, all sent
-at once; and multi-turn conversations, whose prompt grows by each turn.  Both arms take turns; caches are emptied before each.
+``make bench-nemo-rl NEMO_RL_SRC=...``.  GRPO rollouts: ``--prompts`` problems of ``--samples`` samples, all at once;
+and conversations, whose prompts grow by each turn.  Both arms take turns; caches are emptied before each.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """NeMo-RL's asynchronous vLLM worker, with the integration's mix-in, on a real vLLM engine without a GPU.
 
-NeMo-RL's own ``generate_async``, ``_create_engine`` and ``reset_prefix_cache_async`` run; what is left out is what needs
-CUDA (sleep mode, binding to the GPU's NUMA node, the extension that receives weights) and its patches of vLLM's files,
+NeMo-RL's own ``generate_async``, ``_create_engine`` and ``reset_prefix_cache_async`` run; left out is what needs CUDA
+(sleep mode, binding to the GPU's NUMA node, the extension that receives weights) and its patches of vLLM's files,
 which are for the vLLM that it pins.
 """
 

@@ -355,3 +355,28 @@ def test_the_guides_import_paths(monkeypatch):
     assert RouterFromGuide is KvRouter and FromGuide is RoutedVllmWorkerGroup
     import_paths.remove()
     assert not hasattr(parent, "dynamo")
+
+
+def test_a_script_runs_with_the_integration_and_its_own_arguments(tmp_path, monkeypatch):
+    import sys
+
+    from kvrouter.integrations.nemo_rl.__main__ import main
+    from kvrouter.integrations.nemo_rl.generation import RoutedVllmGeneration
+
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys\n"
+        "from nemo_rl.algorithms.grpo import VllmGeneration, setup\n"
+        "import beside\n"
+        "beside.found = (__name__, sys.argv[1:], VllmGeneration, setup.__wrapped__)\n"
+    )
+    (tmp_path / "beside.py").write_text("")
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    try:
+        main([str(script), "--config", "x.yaml", "grpo.router.enabled=true"])
+    finally:
+        integration.disable()
+    name, arguments, generation_class, _ = sys.modules.pop("beside").found
+    assert (name, arguments) == ("__main__", ["--config", "x.yaml", "grpo.router.enabled=true"])
+    assert generation_class is RoutedVllmGeneration

@@ -122,3 +122,23 @@ def test_a_request_given_up_meanwhile_is_completed():
 
 def test_no_answer_is_no_choice():
     assert asyncio.run(DecisionsOfATurn(Router(answers=False)).choose(np.asarray([1]))) is None
+
+
+def test_an_environment_without_kvrouter_is_named_with_what_helps(tmp_path):
+    from kvrouter.integrations.nemo_rl.worker_environment import _check_installed
+
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'kvrouter'\" >&2\nexit 1\n")
+    python.chmod(0o755)
+    with pytest.raises(RuntimeError, match=f"No module named 'kvrouter'.*uv pip install --python {python} kvrouter"):
+        _check_installed(str(python))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [([], "usage"), (["--config"], "usage"), (["no.py"], "no such file")]
+)
+def test_the_command_says_what_it_wants(arguments, message):
+    from kvrouter.integrations.nemo_rl.__main__ import main
+
+    with pytest.raises(SystemExit, match=message):
+        main(arguments)

@@ -67,7 +67,7 @@ def test_samples_of_a_prompt_stay_where_its_prefix_is(generation):
     figures = generation.get_step_metrics()
     assert figures["router/decisions"] == 10
     assert figures["router/engine_hit_rate"] > 0.3
-    assert {worker["load_source"] for worker in generation.router.status()["workers"]} == {"zmq"}
+    assert {worker["load_source"] for worker in generation.router.status()["workers"]} == {"messages"}
 
 
 def test_emptying_the_caches_empties_the_router_and_the_engines_agree(generation):
