@@ -154,7 +154,7 @@ class RoutedVllmGeneration(VllmGeneration):  # type: ignore[misc]
         self._caches_used = True
         began = time.perf_counter()
         tokens = data["input_ids"][0][: int(data["input_lengths"][0])]
-        choice = await self._decisions.choose(tokens.numpy())
+        choice = await self._decisions.choose(tokens.cpu().numpy())
         if self._step_metrics is not None and choice is not None:
             self._step_metrics.decided(choice, len(tokens), time.perf_counter() - began)
         return choice
