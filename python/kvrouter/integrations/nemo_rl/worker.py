@@ -16,6 +16,7 @@ from kvrouter.ray.engine.base import TOPIC, EnginePorts
 from kvrouter.ray.ports import PortClaim, claim_ports
 from kvrouter.vllm.kv_events import kv_events_config
 from kvrouter.vllm.load_channel import BASE_PORT_VARIABLE, ENDPOINT_VARIABLE, WORKER_VARIABLE
+from kvrouter.vllm.ports import port_is_unused
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,11 @@ class PublishingWorker:
         if bundle_indices is not None:  # else it is a tensor-parallel rank below another worker
             vllm_cfg = config["vllm_cfg"]
             ranks = vllm_cfg["tensor_parallel_size"] * vllm_cfg["pipeline_parallel_size"]
-            base = settings["base_kv_events_port"]
-            rank = int(os.environ.get("RANK", "0")) // ranks
-            self._kvrouter_claim = claim_ports(base + rank, settings["base_metrics_port"] - base)
+            port = settings["base_kv_events_port"] + int(os.environ.get("RANK", "0")) // ranks
+            offset = settings["base_metrics_port"] - settings["base_kv_events_port"]
+            # Another run on this node may hold the ports long before its engines listen there.
+            mine = all(port_is_unused(wanted) for wanted in (port, port + offset))
+            self._kvrouter_claim = claim_ports(port, offset, prefer_base=mine)
         super().__init__(config, bundle_indices, *args, **kwargs)  # type: ignore[call-arg]
 
     # --- the engine ---
