@@ -21,8 +21,8 @@ WORKERS = 2
 
 
 @pytest.fixture(scope="module")
-def generation():
-    model = make_tiny_model()
+def generation(tmp_path_factory):
+    model = make_tiny_model(tmp_path_factory.mktemp("model"))
     of = config(
         expose_http_server=False,
         precision="float32",
