@@ -14,8 +14,6 @@ REASON = "NEMO_RL_SRC is not set: make test-nemo-rl NEMO_RL_SRC=<a checkout of N
 collect_ignore_glob = [] if SOURCE else ["test_nemo_rl_contract.py", "test_nemo_rl_vllm.py", "test_nemo_rl_worker.py"]
 
 if SOURCE:
-    os.environ["NO_VCS_VERSION"] = "1"
-    os.environ["NEMO_RL_PY_EXECUTABLES_SYSTEM"] = "1"
     import nemo_absent
 
     nemo_absent.install()

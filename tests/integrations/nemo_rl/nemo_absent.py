@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 import typing
 from types import ModuleType
@@ -18,6 +19,8 @@ TRACKERS = ("mlflow", "swanlab")
 
 def install() -> None:
     """Makes up for it in this process."""
+    os.environ["NEMO_RL_PY_EXECUTABLES_SYSTEM"] = "1"  # its actors run in this environment, not in some that uv builds
+    os.environ["NO_VCS_VERSION"] = "1"
     for name in TRACKERS:
         if name not in sys.modules and importlib.util.find_spec(name) is None:
             sys.modules[name] = ModuleType(name)

@@ -6,12 +6,8 @@ there, too, so that the routed class is what is tested.
 
 from __future__ import annotations
 
-import os
-
 
 def pytest_configure(config):
-    os.environ["NO_VCS_VERSION"] = "1"
-    os.environ["NEMO_RL_PY_EXECUTABLES_SYSTEM"] = "1"
     import nemo_absent
 
     nemo_absent.install()
