@@ -1,6 +1,8 @@
 # make demo    the benchmark on two real vLLM workers (ENGINE=sim: on simulated ones, in seconds)
 # make grpo    GRPO training on two real vLLM workers (GRPO=key=value ...: overrides of its config)
 # make test    C++ and Python tests, end to end on real vLLM workers (ENGINE=sim: without those)
+# make test-nemo-rl NEMO_RL_SRC=DIR   the integration's contract tests, and NeMo-RL's own of generation with it enabled,
+#              on a checkout of NeMo-RL; make bench-nemo-rl NEMO_RL_SRC=DIR: its rollouts with the router on and off
 # make lint    formatting, style and types
 # make chaos   faults on 32 simulated and two real workers under load, and what is lost or believed wrongly (ENGINE=sim:
 #              on simulated ones alone; CHAOS="--seed 7" repeats a run)
@@ -17,6 +19,7 @@ ENGINE ?= vllm
 BENCH ?=
 CHAOS ?=
 GRPO ?=
+NEMO_RL_SRC ?=
 POLICIES ?=
 FUZZ ?=
 FUZZ_SECONDS ?= 600
@@ -37,7 +40,8 @@ CXX_SOURCES := $(shell find include src sim cmake -type f) CMakeLists.txt pyproj
 CXX_FILES := $(shell find include src sim tests/cpp tests/fuzz benchmarks -name '*.h' -o -name '*.cc')
 ENGINE_STAMP := $(if $(filter vllm,$(ENGINE)),$(STAMPS)/vllm,)
 
-.PHONY: all chaos demo grpo test test-cpp test-python sanitize fuzz soak bench lint format clean help policies
+.PHONY: all chaos demo grpo test test-cpp test-python test-nemo-rl bench-nemo-rl sanitize fuzz soak bench lint format clean \
+  help policies
 all: $(STAMPS)/package
 
 demo: $(STAMPS)/package $(ENGINE_STAMP)
@@ -55,6 +59,25 @@ test-cpp: $(STAMPS)/system-test
 
 test-python: $(STAMPS)/package $(STAMPS)/test $(ENGINE_STAMP)
 	$(BIN)/python -m pytest $(if $(filter vllm,$(ENGINE)),,-m "not vllm")
+
+# NeMo-RL's own requirements go into a folder of their own, before those of vLLM (requirements/nemo-rl-test.txt says why).
+# Its generation tests that need neither GPU nor network run with the integration enabled.
+NEMO_RL_SITE := $(VENV)/nemo-rl
+NEMO_RL_TESTS := fleet_health generation_router openai_server_utils vllm_chat_template_wiring vllm_collective_rpc \
+  vllm_fp8_hf_overrides vllm_shard_selection vllm_spec_decode_clamp vllm_utils vllm_worker_helpers
+NEMO_RL_PYTHON = NEMO_RL_SRC="$(abspath $(NEMO_RL_SRC))" PYTHONDONTWRITEBYTECODE=1 \
+  PYTHONPATH="$(abspath $(NEMO_RL_SITE)):$(abspath $(NEMO_RL_SRC)):$(CURDIR)/tests/integrations/nemo_rl" \
+  $(CURDIR)/$(BIN)/python
+NEMO_RL_PYTEST = $(NEMO_RL_PYTHON) -m pytest -p no:cacheprovider
+
+test-nemo-rl: $(STAMPS)/package $(STAMPS)/test $(STAMPS)/vllm $(STAMPS)/nemo-rl
+	test -f "$(NEMO_RL_SRC)/nemo_rl/__init__.py" || { echo "give NEMO_RL_SRC=DIR, a checkout of NeMo-RL"; exit 1; }
+	$(NEMO_RL_PYTEST) tests/integrations/nemo_rl $(if $(filter vllm,$(ENGINE)),,-m "not vllm")
+	cd "$(NEMO_RL_SRC)" && $(NEMO_RL_PYTEST) -p nemo_enabled --noconftest -o addopts= \
+	  $(NEMO_RL_TESTS:%=tests/unit/models/generation/test_%.py)
+
+bench-nemo-rl: $(STAMPS)/package $(STAMPS)/vllm $(STAMPS)/nemo-rl
+	$(NEMO_RL_PYTHON) tests/integrations/nemo_rl/bench_nemo_rl.py
 
 # The C++ tests under ASan with UBSan, and under TSan.
 sanitize: $(STAMPS)/system-test
@@ -126,6 +149,11 @@ $(STAMPS)/package: $(CXX_SOURCES) $(STAMPS)/requirements
 
 $(STAMPS)/test: requirements/test.txt $(STAMPS)/requirements
 	$(PIP) -r requirements/test.txt
+	touch $@
+
+$(STAMPS)/nemo-rl: requirements/nemo-rl-test.txt $(STAMPS)/requirements
+	rm -rf $(NEMO_RL_SITE)
+	$(PIP) --no-deps --target $(NEMO_RL_SITE) -r requirements/nemo-rl-test.txt
 	touch $@
 
 $(STAMPS)/bench: requirements/bench.txt $(STAMPS)/requirements

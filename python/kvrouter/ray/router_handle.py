@@ -79,7 +79,7 @@ class RouterHandle:
         mode = config.get("mode", "best_worker")
         if mode not in ("best_worker", "round_robin"):
             raise ValueError(f"router mode must be 'best_worker' or 'round_robin', got {mode!r}")
-        host = _host_to_serve_on()
+        host = host_to_serve_on()
         api = RouterAPI(
             config["block_size"],
             len(addresses),
@@ -243,7 +243,7 @@ def _choices(workers: Sequence[int], overlaps: Sequence[int], tickets: Sequence[
     return [Choice(int(w), int(overlap), int(t)) for w, overlap, t in zip(workers, overlaps, tickets, strict=True)]
 
 
-def _host_to_serve_on() -> str:
+def host_to_serve_on() -> str:
     """Loopback while all of Ray is on one host, as there is no authentication; else this node's address."""
     hosts = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     return "127.0.0.1" if len(hosts) == 1 else str(ray.util.get_node_ip_address())

@@ -123,7 +123,7 @@ def find_free_ports(count: int, host: str = "") -> PortRange:
         base = generator.randint(lowest, highest)
         held: list[socket.socket] = []
         for port in range(base, base + count):
-            if not _unused(port, host):
+            if not port_is_unused(port, host):
                 break
             held.append(_hold(port, host))
         if len(held) == count:
@@ -144,7 +144,8 @@ def _hold(port: int, host: str) -> socket.socket:
     return held
 
 
-def _unused(port: int, host: str) -> bool:
+def port_is_unused(port: int, host: str = "") -> bool:
+    """Whether nobody holds ``port`` of ``host``, listening or not."""
     # Without address re-use the bind fails on a port that anybody holds, listening or not.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         try:

@@ -1,0 +1,1 @@
+"""The router inside frameworks that people already train and serve with; see docs/integrations."""
