@@ -1,6 +1,8 @@
 # make demo    the benchmark on two real vLLM workers (ENGINE=sim: on simulated ones, in seconds)
 # make grpo    GRPO training on two real vLLM workers (GRPO=key=value ...: overrides of its config)
 # make test    C++ and Python tests, end to end on real vLLM workers (ENGINE=sim: without those)
+# make test-verl  verl's own load-balancer tests with kvrouter's in place (VERL_SRC=: of a checkout)
+# make test-ray-serve  the request router in a real Ray Serve
 # make lint    formatting, style and types
 # make chaos   faults on 32 simulated and two real workers under load, and what is lost or believed wrongly (ENGINE=sim:
 #              on simulated ones alone; CHAOS="--seed 7" repeats a run)
@@ -37,7 +39,7 @@ CXX_SOURCES := $(shell find include src sim cmake -type f) CMakeLists.txt pyproj
 CXX_FILES := $(shell find include src sim tests/cpp tests/fuzz benchmarks -name '*.h' -o -name '*.cc')
 ENGINE_STAMP := $(if $(filter vllm,$(ENGINE)),$(STAMPS)/vllm,)
 
-.PHONY: all chaos demo grpo test test-cpp test-python sanitize fuzz soak bench lint format clean help policies
+.PHONY: all chaos demo grpo test test-cpp test-python test-verl test-ray-serve sanitize fuzz soak bench lint format clean help policies
 all: $(STAMPS)/package
 
 demo: $(STAMPS)/package $(ENGINE_STAMP)
@@ -55,6 +57,12 @@ test-cpp: $(STAMPS)/system-test
 
 test-python: $(STAMPS)/package $(STAMPS)/test $(ENGINE_STAMP)
 	$(BIN)/python -m pytest $(if $(filter vllm,$(ENGINE)),,-m "not vllm")
+
+test-verl: $(STAMPS)/package $(STAMPS)/test $(STAMPS)/vllm $(STAMPS)/verl
+	$(BIN)/python -m pytest tests/python/integrations -k verl
+
+test-ray-serve: $(STAMPS)/package $(STAMPS)/test $(STAMPS)/vllm $(STAMPS)/ray-serve
+	$(BIN)/python -m pytest tests/python/integrations/test_ray_serve.py
 
 # The C++ tests under ASan with UBSan, and under TSan.
 sanitize: $(STAMPS)/system-test
@@ -142,4 +150,12 @@ $(STAMPS)/lint: requirements/lint.txt $(STAMPS)/system-build
 
 $(STAMPS)/vllm: scripts/install_vllm.py $(STAMPS)/requirements
 	$(BIN)/python scripts/install_vllm.py
+	touch $@
+
+$(STAMPS)/verl: requirements/verl-test.txt $(STAMPS)/vllm
+	$(PIP) --no-deps -r requirements/verl-test.txt
+	touch $@
+
+$(STAMPS)/ray-serve: requirements/ray-serve-test.txt $(STAMPS)/vllm
+	$(PIP) --no-deps -r requirements/ray-serve-test.txt
 	touch $@

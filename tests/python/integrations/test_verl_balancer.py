@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
+import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+pytest.importorskip("ray", reason="Ray is not installed: pip install 'kvrouter[ray]'")
+
 from kvrouter.integrations.verl import KvBalancer, KvRequestLoadBalancer, UnsupportedVerlError, seams
-from kvrouter.integrations.verl.endpoints import read_description, reachable
 from kvrouter.integrations.verl.balancer import Settings
+from kvrouter.integrations.verl.endpoints import reachable, read_description
 from kvrouter.sim import SimWorker
 
 BLOCK = 16
@@ -130,9 +135,6 @@ def test_events_of_a_server_tell_what_it_caches():
 
 
 def ask(port, tokens):
-    import json
-    import urllib.request
-
     body = json.dumps({"model": "sim", "prompt": tokens, "max_tokens": 1}).encode()
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/v1/completions", body, {"Content-Type": "application/json"}
@@ -181,8 +183,6 @@ def test_a_verl_that_is_not_known_is_refused(monkeypatch):
 
 
 def test_the_shipped_config_is_one_that_can_be_read():
-    from pathlib import Path
-
     omegaconf = pytest.importorskip("omegaconf", reason="OmegaConf is not installed")
     path = Path(seams.__file__).with_name("router.yaml")
     config = omegaconf.OmegaConf.to_container(omegaconf.OmegaConf.load(path))

@@ -1,0 +1,126 @@
+"""The request router in a real Ray Serve: deployments whose replicas have a simulated engine each."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'kvrouter[ray]'")
+pytest.importorskip("grpc_reflection", reason="Ray Serve is not installed: pip install -r requirements/ray-serve-test.txt")
+
+from ray import serve
+from ray.serve.config import RequestRouterConfig
+
+from kvrouter.integrations.ray_serve import KvRequestRouter
+from kvrouter.integrations.ray_serve.prompts import prompt_tokens
+from kvrouter.ray.local_cluster import local_ray
+
+BLOCK = 16
+
+
+class SimReplica:
+    """An engine behind a replica: says where its KV events are, and which replica served a prompt with how many hits."""
+
+    def __init__(self, tell_events=True):
+        import aiohttp
+
+        from kvrouter.sim import SimWorker
+
+        self._worker = SimWorker(kv_events_endpoint="tcp://127.0.0.1:0", block_size=BLOCK, num_blocks=400, time_scale=0)
+        self._tell_events = tell_events
+        self._session = aiohttp.ClientSession()
+        self.name = serve.get_replica_context().replica_id.unique_id
+
+    def record_routing_stats(self):
+        metadata = {"endpoint": self._worker.kv_events_endpoint, "replay_endpoint": None, "block_size": BLOCK}
+        return {"kv_event_metadata": metadata} if self._tell_events else {}
+
+    async def generate(self, request):
+        body = {"model": "sim", "prompt": request["prompt"], "max_tokens": 1}
+        async with self._session.post(f"http://127.0.0.1:{self._worker.port}/v1/completions", json=body) as answer:
+            usage = (await answer.json())["usage"]
+        return self.name, (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+
+
+@pytest.fixture(scope="module")
+def serving():
+    with local_ray(cpus_per_node=16):
+        serve.start(proxy_location="Disabled")
+        yield
+        serve.shutdown()
+
+
+def deploy(name, tell_events=True, max_ongoing_requests=100):
+    deployment = serve.deployment(
+        SimReplica,
+        name=name,
+        num_replicas=2,
+        max_ongoing_requests=max_ongoing_requests,
+        ray_actor_options={"num_cpus": 0.1},
+        request_router_config=RequestRouterConfig(
+            request_router_class="kvrouter.integrations.ray_serve.KvRequestRouter",
+            request_router_kwargs={"block_size": BLOCK},
+            request_routing_stats_period_s=0.1,
+        ),
+    )
+    return serve.run(deployment.bind(tell_events), name=name, route_prefix=None)
+
+
+def prompt(seed, blocks=8):
+    return [3 + (seed * 7919 + n * 31) % 500 for n in range(blocks * BLOCK + 1)]
+
+
+def ask(handle, tokens):
+    return handle.generate.remote({"prompt": tokens}).result(timeout_s=60)
+
+
+@pytest.mark.parametrize("tell_events", [True, False])
+def test_a_prompt_goes_where_its_prefix_is_cached(serving, tell_events):
+    handle = deploy(f"sim-{tell_events}", tell_events)
+    homes = {seed: ask(handle, prompt(seed))[0] for seed in range(12)}
+    assert len(set(homes.values())) == 2
+    for _ in range(3):
+        for seed, home in homes.items():
+            server, cached = ask(handle, prompt(seed))
+            assert (server, cached) == (home, 8 * BLOCK)
+
+
+def test_what_a_replica_caches_is_learnt_from_its_events(serving):
+    handle = deploy("sim-learn")
+    one, deadline = ask(handle, prompt(0))[0], time.monotonic() + 60
+    # Two routers know of each other's requests by events only: that of a handle in another process has sent nothing.
+    other = ray.remote(num_cpus=0.1)(ask_elsewhere)
+    while ray.get(other.remote("sim-learn", prompt(0), 6)) != [(one, 8 * BLOCK)] * 6:
+        assert time.monotonic() < deadline, "the prompt's replica is not learnt from its KV events"
+
+
+def ask_elsewhere(app, tokens, times):
+    handle = serve.get_app_handle(app)
+    first = [ask(handle, prompt(1000 + n)) for n in range(4)]  # until the router has its replicas and their events
+    assert len(first) == 4
+    return [ask(handle, tokens) for _ in range(times)]
+
+
+def test_requests_without_token_ids_are_served_all_the_same(serving):
+    handle = deploy("sim-text")
+    served = {ask(handle, "w5 w6 w7")[0] for _ in range(40)}
+    assert len(served) == 2
+
+
+def test_where_token_ids_are_found():
+    class Request:
+        prompt = (4, 5)
+
+    assert prompt_tokens([], {"request_token_ids": [1, 2]}) == [1, 2]
+    assert prompt_tokens([{"prompt": [3, 4]}], {}) == [3, 4]
+    assert prompt_tokens([{"prompt": "text"}], {}) is None
+    assert prompt_tokens([{"prompt": [[1, 2], [3]]}], {}) is None
+    assert prompt_tokens([Request()], {"x": {"prompt_token_ids": [9]}}) == [9]
+    assert prompt_tokens([], {}) is None
+
+
+def test_the_router_is_a_request_router():
+    from ray.serve.request_router import RequestRouter
+
+    assert issubclass(KvRequestRouter, RequestRouter)
