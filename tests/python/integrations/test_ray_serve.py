@@ -7,27 +7,29 @@ import time
 import pytest
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'kvrouter[ray]'")
-pytest.importorskip("grpc_reflection", reason="Ray Serve is not installed: pip install -r requirements/ray-serve-test.txt")
+pytest.importorskip(
+    "grpc_reflection", reason="Ray Serve is not installed: pip install -r requirements/ray-serve-test.txt"
+)
 
-from ray import serve
-from ray.serve.config import RequestRouterConfig
+from ray import serve  # noqa: E402
+from ray.serve.config import RequestRouterConfig  # noqa: E402
 
-from kvrouter.integrations.ray_serve import KvRequestRouter
-from kvrouter.integrations.ray_serve.prompts import prompt_tokens
-from kvrouter.ray.local_cluster import local_ray
+from kvrouter.integrations.ray_serve import KvRequestRouter  # noqa: E402
+from kvrouter.integrations.ray_serve.prompts import prompt_tokens  # noqa: E402
+from kvrouter.ray.local_cluster import local_ray  # noqa: E402
 
 BLOCK = 16
 
 
 class SimReplica:
-    """An engine behind a replica: says where its KV events are, and which replica served a prompt with how many hits."""
+    """An engine behind a replica: says where its KV events are, and who served a prompt with how many hits."""
 
     def __init__(self, tell_events=True):
         import aiohttp
 
         from kvrouter.sim import SimWorker
 
-        self._worker = SimWorker(kv_events_endpoint="tcp://127.0.0.1:0", block_size=BLOCK, num_blocks=400, time_scale=0)
+        self._worker = SimWorker(kv_events_endpoint="tcp://127.0.0.1:0", block_size=BLOCK, num_blocks=600, time_scale=0)
         self._tell_events = tell_events
         self._session = aiohttp.ClientSession()
         self.name = serve.get_replica_context().replica_id.unique_id

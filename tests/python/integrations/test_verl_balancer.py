@@ -1,4 +1,4 @@
-"""The load balancer for verl, without verl: sessions, prefixes, servers that come and go, and what its config may say."""
+"""The load balancer for verl, without verl: sessions, prefixes, servers that come and go, its config."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'kvrouter[ray]'")
 
-from kvrouter.integrations.verl import KvBalancer, KvRequestLoadBalancer, UnsupportedVerlError, seams
-from kvrouter.integrations.verl.balancer import Settings
-from kvrouter.integrations.verl.endpoints import reachable, read_description
-from kvrouter.sim import SimWorker
+from kvrouter.integrations.verl import KvBalancer, KvRequestLoadBalancer, UnsupportedVerlError, seams  # noqa: E402
+from kvrouter.integrations.verl.balancer import Settings  # noqa: E402
+from kvrouter.integrations.verl.endpoints import reachable, read_description  # noqa: E402
+from kvrouter.sim import SimWorker  # noqa: E402
 
 BLOCK = 16
 
@@ -113,7 +113,7 @@ def test_sessions_are_forgotten_when_told_to():
 
 def test_events_of_a_server_tell_what_it_caches():
     lb = balancer(("a:1", "b:1"))
-    with SimWorker(kv_events_endpoint="tcp://127.0.0.1:0", block_size=BLOCK, num_blocks=200, time_scale=0) as sim:
+    with SimWorker(kv_events_endpoint="tcp://127.0.0.1:0", block_size=BLOCK, num_blocks=600, time_scale=0) as sim:
         told = {
             "kv_events": {0: (sim.kv_events_endpoint, None)},
             "block_size": BLOCK,

@@ -37,13 +37,14 @@ class SimServer:
         from kvrouter.sim import SimWorker
 
         self._worker = SimWorker(
-            kv_events_endpoint="tcp://127.0.0.1:0", replay_endpoint="tcp://127.0.0.1:0", block_size=BLOCK_SIZE, **options
+            kv_events_endpoint="tcp://127.0.0.1:0",
+            replay_endpoint="tcp://127.0.0.1:0",
+            block_size=BLOCK_SIZE,
+            **options,
         )
         self._aiohttp = aiohttp
         self._session: Any = None
-        source = SimpleNamespace(
-            endpoint=self._worker.kv_events_endpoint, replay_endpoint=self._worker.replay_endpoint
-        )
+        source = SimpleNamespace(endpoint=self._worker.kv_events_endpoint, replay_endpoint=self._worker.replay_endpoint)
         # What kvrouter asks of AsyncLLM.
         self.engine = SimpleNamespace(
             get_kv_event_sources=lambda: {0: source},

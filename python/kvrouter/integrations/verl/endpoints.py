@@ -46,10 +46,13 @@ def describe_servers(servers: Mapping[str, Any]) -> dict[str, ServerEngine]:
 
     A server that does not answer, or has no handle, is routed to by what the router sends there itself.
     """
-    asked = {
-        name: handle.__ray_call__.remote(describe_engine) for name, handle in servers.items() if handle is not None
-    }
-    return {name: _answer(name, asked.get(name)) for name in servers}
+    asked = {name: _ask(handle) for name, handle in servers.items()}
+    return {name: _answer(name, asked[name]) for name in servers}
+
+
+def _ask(handle: Any) -> Any:
+    call = getattr(handle, "__ray_call__", None)  # of every actor
+    return None if call is None else call.remote(describe_engine)
 
 
 def _answer(name: str, pending: Any) -> ServerEngine:
