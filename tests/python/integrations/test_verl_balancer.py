@@ -13,10 +13,10 @@ import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'kvrouter[ray]'")
 
-from kvrouter.integrations.verl import KvBalancer, KvRequestLoadBalancer, UnsupportedVerlError, seams  # noqa: E402
-from kvrouter.integrations.verl.balancer import Settings  # noqa: E402
-from kvrouter.integrations.verl.endpoints import reachable, read_description  # noqa: E402
-from kvrouter.sim import SimWorker  # noqa: E402
+from kvrouter.integrations.verl import KvBalancer, KvRequestLoadBalancer, UnsupportedVerlError, seams
+from kvrouter.integrations.verl.balancer import Settings
+from kvrouter.integrations.verl.endpoints import reachable, read_description
+from kvrouter.sim import SimWorker
 
 BLOCK = 16
 

@@ -22,7 +22,7 @@ from kvrouter.integrations.ray_serve.prompts import prompt_tokens
 logger = logging.getLogger("kvrouter")
 _MOST_IN_FLIGHT = 100_000
 KV_EVENT_METADATA = "kv_event_metadata"
-"""Key of a replica's routing stats: {"endpoint", "replay_endpoint", "block_size"}, as Ray Serve LLM's replicas say it."""
+"""Key of a replica's routing stats: {"endpoint", "replay_endpoint", "block_size"}, as in Ray Serve LLM."""
 
 
 class KvRequestRouter(LocalityMixin, MultiplexMixin, RequestRouter):  # type: ignore[misc, unused-ignore]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -25,14 +25,14 @@ class ServerEngine:
     block_size: tokens a KV block; None: not told.
     """
 
-    endpoints: Endpoints = Endpoints()
+    endpoints: Endpoints = field(default_factory=Endpoints)
     block_size: int | None = None
 
 
 def describe_engine(server: Any) -> dict[str, Any]:
     """Runs inside a server's actor: what its ``AsyncLLM`` says of itself, in plain values."""
     engine = getattr(server, "engine", None)
-    sources = getattr(engine, "get_kv_event_sources", dict)()
+    sources: dict[int, Any] = getattr(engine, "get_kv_event_sources", dict)()
     cache = getattr(getattr(engine, "vllm_config", None), "cache_config", None)
     return {
         "kv_events": {int(rank): (source.endpoint, source.replay_endpoint) for rank, source in sources.items()},

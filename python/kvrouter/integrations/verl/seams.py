@@ -1,9 +1,9 @@
 """Everything of verl that this integration relies on.
 
-- ``rollout.router_config_path`` names a YAML file; ``verl.workers.rollout.router.get_router_handle`` makes a Ray actor of
-  its ``router_class``, called with the servers and the file's contents.
-- The actor answers ``verl.workers.rollout.router.RequestLoadBalancer``'s methods; with ``require_acquire_fields`` it gets
-  each request's ``prompt_ids``, with ``require_release_fields`` the ``request_id`` when it ends.
+- ``rollout.router_config_path`` names a YAML file; ``verl.workers.rollout.router.get_router_handle`` makes a Ray actor
+  of its ``router_class``, called with the servers and the file's contents.
+- The actor answers ``verl.workers.rollout.router.RequestLoadBalancer``'s methods; with ``require_acquire_fields`` it
+  gets each request's ``prompt_ids``, with ``require_release_fields`` the ``request_id`` when it ends.
 - A server's name is ``host:port`` of its HTTP server; a vLLM server's actor has its ``AsyncLLM`` as ``engine``.
 """
 
@@ -39,7 +39,7 @@ def check_version() -> str:
         raise UnsupportedVerlError(f"verl is not installed; this integration is for verl {supported}") from None
     if version not in SUPPORTED_VERSIONS:
         raise UnsupportedVerlError(
-            f"verl {version} is not a version that kvrouter.integrations.verl knows ({supported}): install one of these, "
-            "or unset actor_rollout_ref.rollout.router_config_path for verl's own load balancer"
+            f"verl {version} is not a version that kvrouter.integrations.verl knows ({supported}): install one of "
+            "these, or unset actor_rollout_ref.rollout.router_config_path for verl's own load balancer"
         )
     return version
