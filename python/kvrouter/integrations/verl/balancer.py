@@ -57,8 +57,8 @@ class KvBalancer:
     """Chooses a server for each request by prefix locality and load in one score; conversations stay where they are.
 
     A conversation (``request_id``) goes on at its server while that is not overloaded (``Stickiness``); otherwise, and
-    at first, the router's policy decides over the prompt's token ids.  A request without token ids goes where least is in
-    flight.  Methods and errors are those of verl's ``RequestLoadBalancer``.
+    at first, the router's policy decides over the prompt's token ids.  A request without token ids goes where least is
+    in flight.  Methods and errors are those of verl's ``RequestLoadBalancer``.
 
     servers: name (``host:port``) to actor handle.
     router_kwargs: see ``Settings``.

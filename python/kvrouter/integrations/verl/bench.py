@@ -33,6 +33,7 @@ class SimServer:
 
     def __init__(self, options: dict[str, Any]) -> None:
         import aiohttp
+        from verl.workers.rollout.replica import TokenOutput
 
         from kvrouter.sim import SimWorker
 
@@ -42,7 +43,7 @@ class SimServer:
             block_size=BLOCK_SIZE,
             **options,
         )
-        self._aiohttp = aiohttp
+        self._aiohttp, self._output = aiohttp, TokenOutput
         self._session: Any = None
         source = SimpleNamespace(endpoint=self._worker.kv_events_endpoint, replay_endpoint=self._worker.replay_endpoint)
         # What kvrouter asks of AsyncLLM.
@@ -51,7 +52,7 @@ class SimServer:
             vllm_config=SimpleNamespace(cache_config=SimpleNamespace(block_size=BLOCK_SIZE)),
             log_stats=True,
         )
-        self.prompt_tokens = self.cached_tokens = 0
+        self.prompt_tokens = self.cached_tokens = self.generated_tokens = 0
 
     def address(self) -> str:
         """``host:port``, the server's name in verl."""
@@ -61,8 +62,6 @@ class SimServer:
         self, request_id: str, prompt_ids: list[int], sampling_params: dict[str, Any], **ignored: Any
     ) -> Any:
         """One sample.  Returns verl's ``TokenOutput``."""
-        from verl.workers.rollout.replica import TokenOutput
-
         if self._session is None:
             self._session = self._aiohttp.ClientSession(connector=self._aiohttp.TCPConnector(limit=0))
         body = {
@@ -80,11 +79,12 @@ class SimServer:
         self.prompt_tokens += len(prompt_ids)
         self.cached_tokens += cached
         tokens = result["choices"][0]["token_ids"]
-        return TokenOutput(token_ids=tokens, extra_fields={"num_cached_tokens": cached, "global_steps": 0})
+        self.generated_tokens += len(tokens)
+        return self._output(token_ids=tokens, extra_fields={"num_cached_tokens": cached, "global_steps": 0})
 
-    def counters(self) -> tuple[int, int]:
-        """(tokens of prompts, of these from the cache) since the start."""
-        return self.prompt_tokens, self.cached_tokens
+    def counters(self) -> tuple[int, int, int]:
+        """(tokens of prompts, of these from the cache, tokens generated) since the start."""
+        return self.prompt_tokens, self.cached_tokens, self.generated_tokens
 
 
 def client_over(servers: dict[str, Any], kv_aware: bool) -> Any:
@@ -92,7 +92,8 @@ def client_over(servers: dict[str, Any], kv_aware: bool) -> Any:
     from verl.workers.rollout.llm_server import LLMServerClient
     from verl.workers.rollout.router import get_router_handle
 
-    balancer = get_router_handle(servers, router_config_path=str(_ROUTER_YAML) if kv_aware else None)
+    balancer: Any = get_router_handle(servers, router_config_path=str(_ROUTER_YAML) if kv_aware else None)
+    ray.get(balancer.get_status.remote())  # it has started
     config = SimpleNamespace(
         actor_rollout_ref=SimpleNamespace(rollout=SimpleNamespace(name="vllm", full_determinism=False))
     )
@@ -138,7 +139,7 @@ def measure(settings: argparse.Namespace, kv_aware: bool, seed: int) -> dict[str
     """One rollout on fresh servers: hit rate, imbalance, seconds.
 
     hit rate: share of the prompts' tokens that came from a cache, by the servers' own count.
-    imbalance: tokens of prompts that the busiest server computed (those not cached), over the mean.
+    imbalance: tokens that the busiest server computed (of prompts, not cached, and generated), over the mean.
     """
     with sim_servers(settings) as servers:
         client = client_over(servers, kv_aware)
@@ -146,10 +147,10 @@ def measure(settings: argparse.Namespace, kv_aware: bool, seed: int) -> dict[str
         asyncio.run(rollout(client, settings, seed))
         seconds = time.monotonic() - begin
         counters = ray.get([handle.counters.remote() for handle in servers.values()])
-    computed = [prompt - cached for prompt, cached in counters]
-    prompts = sum(prompt for prompt, _ in counters)
+    computed = [prompt - cached + generated for prompt, cached, generated in counters]
+    prompts = sum(prompt for prompt, _, _ in counters)
     return {
-        "hit_rate": sum(cached for _, cached in counters) / prompts,
+        "hit_rate": sum(cached for _, cached, _ in counters) / prompts,
         "imbalance": max(computed) * len(computed) / sum(computed),
         "computed_tokens": float(sum(computed)),
         "seconds": seconds,
@@ -164,7 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--servers", type=int, default=2)
-    add("--groups", type=int, default=16, help="prompts")
+    add("--groups", type=int, default=12, help="prompts")
     add("--samples", type=int, default=8, help="samples a prompt")
     add("--turns", type=int, default=3, help="turns a sample")
     add("--concurrency", type=int, default=24, help="requests at a time")
@@ -174,7 +175,7 @@ def main() -> None:
     add("--output-tokens", type=int, default=32)
     add("--num-blocks", type=int, default=2048, help=f"of {BLOCK_SIZE} tokens, a server")
     add("--time-scale", type=float, default=1.0)
-    add("--repeats", type=int, default=5)
+    add("--repeats", type=int, default=3)
     settings = parser.parse_args()
     results: dict[bool, list[dict[str, float]]] = {False: [], True: []}
     with local_ray(cpus_per_node=16):
