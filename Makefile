@@ -3,6 +3,8 @@
 # make test    C++ and Python tests, end to end on real vLLM workers (ENGINE=sim: without those)
 # make test-nemo-rl NEMO_RL_SRC=DIR   the integration's contract tests, and NeMo-RL's own of generation with it enabled,
 #              on a checkout of NeMo-RL; make bench-nemo-rl NEMO_RL_SRC=DIR: its rollouts with the router on and off
+# make test-verl  verl's own load-balancer tests with kvrouter's in place (VERL_SRC=: of a checkout)
+# make test-ray-serve  the request router in a real Ray Serve
 # make lint    formatting, style and types
 # make chaos   faults on 32 simulated and two real workers under load, and what is lost or believed wrongly (ENGINE=sim:
 #              on simulated ones alone; CHAOS="--seed 7" repeats a run)
@@ -40,8 +42,8 @@ CXX_SOURCES := $(shell find include src sim cmake -type f) CMakeLists.txt pyproj
 CXX_FILES := $(shell find include src sim tests/cpp tests/fuzz benchmarks -name '*.h' -o -name '*.cc')
 ENGINE_STAMP := $(if $(filter vllm,$(ENGINE)),$(STAMPS)/vllm,)
 
-.PHONY: all chaos demo grpo test test-cpp test-python test-nemo-rl bench-nemo-rl sanitize fuzz soak bench lint format clean \
-  help policies
+.PHONY: all chaos demo grpo test test-cpp test-python test-nemo-rl bench-nemo-rl test-verl test-ray-serve sanitize fuzz \
+  soak bench lint format clean help policies
 all: $(STAMPS)/package
 
 demo: $(STAMPS)/package $(ENGINE_STAMP)
@@ -78,6 +80,12 @@ test-nemo-rl: $(STAMPS)/package $(STAMPS)/test $(STAMPS)/vllm $(STAMPS)/nemo-rl
 
 bench-nemo-rl: $(STAMPS)/package $(STAMPS)/vllm $(STAMPS)/nemo-rl
 	$(NEMO_RL_PYTHON) tests/integrations/nemo_rl/bench_nemo_rl.py
+
+test-verl: $(STAMPS)/package $(STAMPS)/test $(STAMPS)/vllm $(STAMPS)/verl
+	$(BIN)/python -m pytest tests/python/integrations -k verl
+
+test-ray-serve: $(STAMPS)/package $(STAMPS)/test $(STAMPS)/vllm $(STAMPS)/ray-serve
+	$(BIN)/python -m pytest tests/python/integrations/test_ray_serve.py
 
 # The C++ tests under ASan with UBSan, and under TSan.
 sanitize: $(STAMPS)/system-test
@@ -170,4 +178,12 @@ $(STAMPS)/lint: requirements/lint.txt $(STAMPS)/system-build
 
 $(STAMPS)/vllm: scripts/install_vllm.py $(STAMPS)/requirements
 	$(BIN)/python scripts/install_vllm.py
+	touch $@
+
+$(STAMPS)/verl: requirements/verl-test.txt $(STAMPS)/vllm
+	$(PIP) --no-deps -r requirements/verl-test.txt
+	touch $@
+
+$(STAMPS)/ray-serve: requirements/ray-serve-test.txt $(STAMPS)/vllm
+	$(PIP) --no-deps -r requirements/ray-serve-test.txt
 	touch $@

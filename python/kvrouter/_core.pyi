@@ -148,6 +148,11 @@ class Router:
 
     def explain_for_tokens(self, tokens: object, lora_name: str | None = None) -> Decision: ...
 
+    def explain_among(self, tokens: object, workers: Sequence[int], lora_name: str | None = None) -> Decision:
+        """
+        explain_for_tokens() where only these workers may be chosen.  ValueError when there is none.
+        """
+
     def choose_batch(self, hashes: list[Any], num_tokens: object) -> tuple[Annotated[NDArray[numpy.uint32], dict(shape=(None,))], Annotated[NDArray[numpy.uint32], dict(shape=(None,))]]:
         """
         Decides for a batch at once.
@@ -191,6 +196,11 @@ class Router:
     def round_robin(self) -> int: ...
 
     def reset(self, worker: int | None = None, until_cleared: bool = False) -> None: ...
+
+    def set_worker(self, worker: int, *, kv_events: str = '', load: str = '', http: str = '', replay: str = '') -> None:
+        """
+        Listens to these endpoints for the worker from now on, and forgets what was known of it.
+        """
 
     def update_load(self, worker: int, kv_usage: float, waiting: int, running: int = 0) -> None: ...
 

@@ -130,6 +130,19 @@ nb::tuple dispatch_batch_for_tokens(Router& router, nb::handle tokens, nb::handl
   return with_tickets(decide_batch_for_tokens(router, tokens, lengths, lora_name));
 }
 
+Decision explain_among(Router& router, nb::handle tokens, const std::vector<std::int64_t>& workers,
+                       const std::optional<std::string>& lora_name) {
+  if (workers.empty()) throw nb::value_error("workers is empty: somebody has to be chosen");
+  std::vector<std::uint8_t> eligible(router.num_workers());
+  for (const std::int64_t worker : workers) eligible[checked_worker(router.num_workers(), worker)] = 1;
+  const TokenView view(tokens);
+  const std::size_t num_tokens = checked_num_tokens(static_cast<std::int64_t>(view.span().size()));
+  const nb::gil_scoped_release release;
+  std::vector<LocalHash> hashes(num_tokens / router.block_size());
+  hash_blocks(view.span(), router.block_size(), lora_name ? lora_namespace(*lora_name) : 0, hashes);
+  return router.explain({hashes, num_tokens, eligible});
+}
+
 template <typename T, typename Get>
 auto column(const std::vector<WorkerLoad>& loads, Get get) {
   std::vector<T> values;
@@ -245,6 +258,8 @@ void bind_router(nb::module_& m) {
             return self.explain_for_tokens(view.span(), lora_name ? lora_namespace(*lora_name) : 0);
           },
           nb::arg("tokens"), nb::arg("lora_name") = nb::none())
+      .def("explain_among", &explain_among, nb::arg("tokens"), nb::arg("workers"), nb::arg("lora_name") = nb::none(),
+           "explain_for_tokens() where only these workers may be chosen.  ValueError when there is none.")
       .def("choose_batch", &choose_batch, nb::arg("hashes"), nb::arg("num_tokens"), nb::sig(kChooseBatch),
            "Decides for a batch at once.\n\n"
            "hashes: for each request the hashes of its full blocks, 1-D uint64 array or list.\n"
@@ -298,6 +313,22 @@ void bind_router(nb::module_& m) {
             self.reset(id, until_cleared ? Router::Reset::kUntilCleared : Router::Reset::kNow);
           },
           nb::arg("worker") = nb::none(), nb::arg("until_cleared") = false)
+      .def(
+          "set_worker",
+          [](Router& self, std::int64_t worker, const std::string& kv_events, const std::string& load,
+             const std::string& http, const std::string& replay) {
+            const WorkerId id = checked_worker(self.num_workers(), worker);
+            const nb::gil_scoped_release release;
+            try {
+              self.set_worker(id, {.kv_events = kv_events, .load = load, .http = http, .replay = replay});
+            } catch (const std::invalid_argument& error) {
+              const nb::gil_scoped_acquire acquire;
+              throw nb::value_error(error.what());
+            }
+          },
+          nb::arg("worker"), nb::kw_only(), nb::arg("kv_events") = "", nb::arg("load") = "", nb::arg("http") = "",
+          nb::arg("replay") = "",
+          "Listens to these endpoints for the worker from now on, and forgets what was known of it.")
       .def(
           "update_load",
           [](Router& self, std::int64_t worker, double kv_usage, std::int64_t waiting, std::int64_t running) {

@@ -372,7 +372,8 @@ class Router::Impl {
     s.overlap.resize(n);
     s.scores.resize(n);
     index_.find_matches(blocks, s.overlap);
-    view_workers(s.views, eligible);
+    // The account forgets what is in flight at workers that are lost, not at those that this request may not go to.
+    view_workers(s.views, account_ ? std::span<const std::uint8_t>{} : eligible);
     for (WorkerId w = 0; w < n; ++w) s.views[w].overlap_blocks = s.overlap[w];
     RoutingRequest request{num_tokens, options_.block_size};
     Choice choice;
@@ -383,6 +384,7 @@ class Router::Impl {
       {
         const auto lock = account_->lock();
         account_->describe(loads_, index_, s.prefixes, s.views);
+        if (!eligible.empty()) mark_available(s.views, eligible);
         request.expected_output = account_->expected_output(s.prefixes);
         const WorkerId worker = policy_->choose(request, s.views, random_, s.scores);
         choice = {worker, s.overlap[worker], account_->enter(request, worker, s.views[worker].expected_blocks)};
@@ -411,27 +413,31 @@ class Router::Impl {
   }
 
   void view_workers(std::vector<WorkerView>& views, std::span<const std::uint8_t> eligible = {}) const {
+    views.assign(options_.workers.size(), WorkerView{});
+    for (WorkerId w = 0; w < views.size(); ++w) {
+      const WorkerLoad load = loads_.get(w);
+      views[w].kv_usage = load.kv_usage;
+      views[w].waiting = load.waiting;
+    }
+    mark_available(views, eligible);
+  }
+
+  // Who may be chosen; where all of those are lost, all of those.
+  void mark_available(std::span<WorkerView> views, std::span<const std::uint8_t> eligible) const {
     const bool none_enabled = num_disabled_.load(std::memory_order_relaxed) == options_.workers.size();
     const auto may_serve = [&](WorkerId w) {
       return (eligible.empty() || eligible[w] != 0) && (none_enabled || !disabled_[w].load(std::memory_order_relaxed));
     };
-    const std::size_t n = options_.workers.size();
-    views.assign(n, WorkerView{});
     bool any_available = false;
     {
       const std::shared_lock lock(connections_mutex_);
-      for (WorkerId w = 0; w < n; ++w) {
+      for (WorkerId w = 0; w < views.size(); ++w) {
         const WorkerState state = connections_ ? connections_->state(w) : WorkerState::kUp;
         views[w].available = may_serve(w) && state != WorkerState::kDown && state != WorkerState::kSuspect;
         any_available = any_available || views[w].available;
       }
     }
-    for (WorkerId w = 0; w < n; ++w) {
-      const WorkerLoad load = loads_.get(w);
-      views[w].kv_usage = load.kv_usage;
-      views[w].waiting = load.waiting;
-      if (!any_available) views[w].available = may_serve(w);
-    }
+    for (WorkerId w = 0; w < views.size() && !any_available; ++w) views[w].available = may_serve(w);
   }
 
   WorkerId next_in_turn(std::span<const std::uint8_t> eligible = {}) {

@@ -1,1 +1,1 @@
-"""The router inside frameworks that people already train and serve with; see docs/integrations."""
+"""The router inside frameworks that people already train and serve with; each is off until its config turns it on."""

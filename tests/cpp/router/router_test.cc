@@ -66,6 +66,18 @@ TEST(Router, ChosenWorker_WaitsForOneMoreUntilItsNextWord) {
   EXPECT_EQ(router.choose_for_tokens(kTokens).worker, 1u);
 }
 
+TEST(Router, DecisionForSomeWorkers_KeepsTheAccountOfTheOthers) {
+  RouterOptions options = options_for(2);
+  options.policy = "least_loaded";
+  Router router(options);
+  const std::vector<LocalHash> none;
+  const std::vector<std::uint8_t> only[] = {{1, 0}, {0, 1}};
+  for (int i = 0; i < 2; ++i) EXPECT_EQ(router.explain({none, 8, only[1]}).choice.worker, 1u);
+  EXPECT_EQ(router.explain({none, 8, only[0]}).choice.worker, 0u);
+  EXPECT_EQ(router.explain(none, 8).choice.worker, 0u);  // one in flight against two
+  EXPECT_EQ(router.status().account.requests, 4u);
+}
+
 TEST(Router, Explain_GivesEveryWorkersScore) {
   Router router(options_for(2));
   router.loads().update(0, {0.25, 2, 0});
