@@ -82,10 +82,10 @@ bench-nemo-rl: $(STAMPS)/package $(STAMPS)/vllm $(STAMPS)/nemo-rl
 	$(NEMO_RL_PYTHON) tests/integrations/nemo_rl/bench_nemo_rl.py
 
 test-verl: $(STAMPS)/package $(STAMPS)/test $(STAMPS)/vllm $(STAMPS)/verl
-	$(BIN)/python -m pytest tests/python/integrations -k verl
+	$(BIN)/python -m pytest tests/integrations/verl
 
 test-ray-serve: $(STAMPS)/package $(STAMPS)/test $(STAMPS)/vllm $(STAMPS)/ray-serve
-	$(BIN)/python -m pytest tests/python/integrations/test_ray_serve.py
+	$(BIN)/python -m pytest tests/integrations/ray_serve
 
 # The C++ tests under ASan with UBSan, and under TSan.
 sanitize: $(STAMPS)/system-test
