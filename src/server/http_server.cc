@@ -156,8 +156,9 @@ class HttpServer::Impl {
 
   void turn_away(Socket& socket) {
     if (!tls_) {
-      const std::string body = api_error_json(
-          503, "the server has its " + std::to_string(server_.limits.max_connections) + " connections: keep fewer open");
+      const std::string body =
+          api_error_json(503, "the server has its " + std::to_string(server_.limits.max_connections) +
+                                  " connections: keep fewer open");
       const std::string answer =
           "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\n"
           "Content-Type: application/json\r\nContent-Length: " +
@@ -183,7 +184,11 @@ class HttpServer::Impl {
 
 HttpServer::HttpServer(const std::string& host, std::uint16_t port, HttpHandler handler, HttpLimits limits)
     : HttpServer(
-          host, port, [&handler](net::io_context&) { return HttpService{std::move(handler), nullptr}; }, limits) {}
+          host, port,
+          [&handler](net::io_context&) {
+            return HttpService{std::move(handler), nullptr};
+          },
+          limits) {}
 HttpServer::HttpServer(const std::string& host, std::uint16_t port, const MakeHttpService& make, HttpLimits limits,
                        const TlsFiles& tls)
     : impl_(std::make_unique<Impl>(host, port, make, limits, tls)) {}
