@@ -184,11 +184,7 @@ class HttpServer::Impl {
 
 HttpServer::HttpServer(const std::string& host, std::uint16_t port, HttpHandler handler, HttpLimits limits)
     : HttpServer(
-          host, port,
-          [&handler](net::io_context&) {
-            return HttpService{std::move(handler), nullptr};
-          },
-          limits) {}
+          host, port, [&handler](net::io_context&) { return HttpService{std::move(handler), nullptr}; }, limits) {}
 HttpServer::HttpServer(const std::string& host, std::uint16_t port, const MakeHttpService& make, HttpLimits limits,
                        const TlsFiles& tls)
     : impl_(std::make_unique<Impl>(host, port, make, limits, tls)) {}
