@@ -53,6 +53,9 @@ struct WorkerView {
   double seconds_per_token = 0;       // of prefill there, learnt
   std::size_t cached_blocks = 0;      // KV blocks that the worker holds
   bool evicting = false;              // its cache is full: what it computes anew pushes something else out
+
+  std::uint64_t precedence =
+      0;  // of equally good workers the one with the highest; where it is the same, chance decides
 };
 
 // A source of random bits that threads may share.  The same seed gives the same sequence of draws.

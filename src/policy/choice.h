@@ -1,4 +1,4 @@
-// The best of the available workers, ties broken evenly at random.
+// The best of the available workers, ties broken by precedence, or evenly at random.
 #pragma once
 
 #include <limits>
@@ -17,10 +17,12 @@ WorkerId choose_best(std::span<const WorkerView> workers, Random& random, std::s
   for (WorkerId w = 0; w < workers.size(); ++w) {
     scores[w] = score(workers[w], w);
     if (!workers[w].available) continue;
-    if (ties == 0 || scores[w] > scores[best]) {
+    if (ties == 0 || scores[w] > scores[best] ||
+        (scores[w] == scores[best] && workers[w].precedence > workers[best].precedence)) {
       best = w;
       ties = 1;
-    } else if (scores[w] == scores[best] && random.next() % ++ties == 0) {
+    } else if (scores[w] == scores[best] && workers[w].precedence == workers[best].precedence &&
+               random.next() % ++ties == 0) {
       best = w;  // each of k tied workers ends up chosen with probability 1/k
     }
   }

@@ -1,10 +1,12 @@
 #include "router/replica_host.h"
 
+#include <xxhash.h>
+
 namespace kvrouter {
 
 RouterReplicaHost::RouterReplicaHost(const std::vector<WorkerEndpoints>& workers, Account* account, LoadTable& loads,
                                      Notices& notices)
-    : account_(account), loads_(loads), notices_(notices), identities_(workers.size()) {
+    : account_(account), loads_(loads), notices_(notices), names_(workers.size()), identities_(workers.size()) {
   for (WorkerId w = 0; w < workers.size(); ++w) set_worker(w, workers[w]);
 }
 
@@ -13,7 +15,17 @@ void RouterReplicaHost::set_worker(WorkerId worker, const WorkerEndpoints& endpo
   std::string& identity = identities_[worker];
   if (const auto old = workers_.find(identity); old != workers_.end() && old->second == worker) workers_.erase(old);
   identity = identity_of(endpoints);
+  names_[worker].store(XXH3_64bits(identity.data(), identity.size()), std::memory_order_relaxed);
   if (!identity.empty()) workers_[identity] = worker;
+}
+
+void RouterReplicaHost::set_precedence(std::span<const LocalHash> blocks, std::span<WorkerView> views) const {
+  if (blocks.empty()) return;
+  const std::uint64_t prompt = XXH3_64bits(blocks.data(), blocks.size_bytes());
+  for (WorkerId w = 0; w < views.size(); ++w) {
+    const std::uint64_t name = names_[w].load(std::memory_order_relaxed);
+    views[w].precedence = XXH3_64bits_withSeed(&name, sizeof name, prompt);
+  }
 }
 
 std::optional<WorkerId> RouterReplicaHost::find_worker(std::string_view identity) {

@@ -1,11 +1,14 @@
 // The router's account as its replicas see it: what peers have sent goes in beside what this router has.
 #pragma once
 
+#include <atomic>
 #include <mutex>
+#include <span>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
+#include "kvrouter/policy.h"
 #include "replica/replicas.h"
 #include "router/account.h"
 #include "router/notices.h"
@@ -20,6 +23,9 @@ class RouterReplicaHost final : public ReplicaHost {
 
   // From any thread.
   void set_worker(WorkerId worker, const WorkerEndpoints& endpoints);
+  // Which of equally good workers takes a prompt, so that replicas which have not heard of each other's decision yet
+  // take the same one (rendezvous hashing over the workers' names).
+  void set_precedence(std::span<const LocalHash> blocks, std::span<WorkerView> views) const;
 
   std::optional<WorkerId> find_worker(std::string_view identity) override;
   std::string identity(WorkerId worker) override;
@@ -39,7 +45,8 @@ class RouterReplicaHost final : public ReplicaHost {
   Account* account_;
   LoadTable& loads_;
   Notices& notices_;
-  std::mutex mutex_;  // guards what follows
+  std::vector<std::atomic<std::uint64_t>> names_;  // hashes of identities, for decisions
+  std::mutex mutex_;                               // guards what follows
   std::vector<std::string> identities_;
   std::unordered_map<std::string, WorkerId, Hash, std::equal_to<>> workers_;
 };

@@ -375,6 +375,7 @@ class Router::Impl {
     // The account forgets what is in flight at workers that are lost, not at those that this request may not go to.
     view_workers(s.views, account_ ? std::span<const std::uint8_t>{} : eligible);
     for (WorkerId w = 0; w < n; ++w) s.views[w].overlap_blocks = s.overlap[w];
+    if (replica_host_) replica_host_->set_precedence(blocks, s.views);
     RoutingRequest request{num_tokens, options_.block_size};
     Choice choice;
     if (account_) {

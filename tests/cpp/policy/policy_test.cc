@@ -50,6 +50,22 @@ TEST(LinearPolicy, TheGuidesExample) {
   EXPECT_EQ(outcome.worker, 1u);
 }
 
+TEST(Policies, OfEquallyGoodWorkersTheOneWithPrecedenceWins) {
+  CountingRandom random;
+  std::vector<WorkerView> workers(4);
+  workers[1].precedence = workers[2].precedence = 7;
+  workers[3].precedence = 9;
+  workers[3].available = false;
+  std::map<WorkerId, int> chosen;
+  const auto policy = make_policy("linear");
+  for (int i = 0; i < 1000; ++i) ++chosen[choose(*policy, workers, random).worker];
+  EXPECT_EQ(chosen[0] + chosen[3], 0);
+  EXPECT_GT(chosen[1], 400);
+  EXPECT_GT(chosen[2], 400);
+  workers[0].overlap_blocks = 1;
+  EXPECT_EQ(choose(*policy, workers, random).worker, 0u);
+}
+
 RC_GTEST_PROP(LinearPolicy, ScoresAreTheFormula_AndTheBestAvailableWins, ()) {
   const auto workers = *rc::gen::suchThat(
       rc::gen::container<std::vector<WorkerView>>(

@@ -91,6 +91,27 @@ TEST(Replicas, PrefixOnItsWayThroughOneDrawsItsSiblingsThroughTheOther) {
   }));
 }
 
+TEST(Replicas, ThatHaveNotHeardOfEachOtherDecideAlike) {
+  for (const char* policy : {"linear", "adaptive"}) {
+    const std::string nobody = free_endpoint();
+    const auto a = replica(free_endpoint(), {nobody}, policy);
+    const auto b = replica(free_endpoint(), {nobody}, policy);
+    name_workers(*a, false);
+    name_workers(*b, true);
+    std::size_t to_first = 0;
+    for (LocalHash prompt = 1; prompt <= 64; ++prompt) {
+      const std::vector<LocalHash> blocks = {prompt, prompt + 1};
+      const Choice of_a = a->choose(blocks, 32), of_b = b->choose(blocks, 32);
+      EXPECT_EQ(of_a.worker, 1 - of_b.worker) << policy << ", prompt " << prompt;
+      to_first += of_a.worker == 0;
+      a->complete(of_a.ticket);
+      b->complete(of_b.ticket);
+    }
+    EXPECT_GT(to_first, 16u) << policy;
+    EXPECT_LT(to_first, 48u) << policy;
+  }
+}
+
 TEST(Replicas, BatchesAndPoliciesWithoutAnAccountAreToldToo) {
   Pair pair("linear");
   ASSERT_TRUE(pair.meet());
