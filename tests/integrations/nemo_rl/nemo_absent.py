@@ -10,7 +10,7 @@ import importlib.util
 import os
 import sys
 import typing
-from types import ModuleType
+from importlib.machinery import ModuleSpec
 
 import typing_extensions
 
@@ -23,6 +23,7 @@ def install() -> None:
     os.environ["NO_VCS_VERSION"] = "1"
     for name in TRACKERS:
         if name not in sys.modules and importlib.util.find_spec(name) is None:
-            sys.modules[name] = ModuleType(name)
+            # With a spec: others ask find_spec() whether it is there.
+            sys.modules[name] = importlib.util.module_from_spec(ModuleSpec(name, loader=None))
     if sys.version_info < (3, 12):
         typing.TypedDict = typing_extensions.TypedDict
