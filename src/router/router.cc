@@ -65,6 +65,7 @@ void validate(const RouterOptions& options) {
 struct Scratch {
   std::vector<std::uint32_t> overlap;
   std::vector<WorkerView> views;
+  std::vector<std::uint8_t> available;
   std::vector<double> scores;
   std::vector<LocalHash> hashes;
   std::vector<PrefixHash> prefixes;
@@ -376,6 +377,8 @@ class Router::Impl {
     view_workers(s.views, account_ ? std::span<const std::uint8_t>{} : eligible);
     for (WorkerId w = 0; w < n; ++w) s.views[w].overlap_blocks = s.overlap[w];
     if (replica_host_) replica_host_->set_precedence(blocks, s.views);
+    // Before the account is locked: who holds connections_mutex_ may ask it for its status.
+    if (account_ && !eligible.empty()) find_available(eligible, s.available);
     RoutingRequest request{num_tokens, options_.block_size};
     Choice choice;
     if (account_) {
@@ -385,7 +388,7 @@ class Router::Impl {
       {
         const auto lock = account_->lock();
         account_->describe(loads_, index_, s.prefixes, s.views);
-        if (!eligible.empty()) mark_available(s.views, eligible);
+        for (WorkerId w = 0; w < n && !eligible.empty(); ++w) s.views[w].available = s.available[w] != 0;
         request.expected_output = account_->expected_output(s.prefixes);
         const WorkerId worker = policy_->choose(request, s.views, random_, s.scores);
         choice = {worker, s.overlap[worker], account_->enter(request, worker, s.views[worker].expected_blocks)};
@@ -420,25 +423,28 @@ class Router::Impl {
       views[w].kv_usage = load.kv_usage;
       views[w].waiting = load.waiting;
     }
-    mark_available(views, eligible);
+    std::vector<std::uint8_t>& available = scratch().available;
+    find_available(eligible, available);
+    for (WorkerId w = 0; w < views.size(); ++w) views[w].available = available[w] != 0;
   }
 
   // Who may be chosen; where all of those are lost, all of those.
-  void mark_available(std::span<WorkerView> views, std::span<const std::uint8_t> eligible) const {
+  void find_available(std::span<const std::uint8_t> eligible, std::vector<std::uint8_t>& available) const {
     const bool none_enabled = num_disabled_.load(std::memory_order_relaxed) == options_.workers.size();
     const auto may_serve = [&](WorkerId w) {
       return (eligible.empty() || eligible[w] != 0) && (none_enabled || !disabled_[w].load(std::memory_order_relaxed));
     };
+    available.assign(options_.workers.size(), 0);
     bool any_available = false;
     {
       const std::shared_lock lock(connections_mutex_);
-      for (WorkerId w = 0; w < views.size(); ++w) {
+      for (WorkerId w = 0; w < available.size(); ++w) {
         const WorkerState state = connections_ ? connections_->state(w) : WorkerState::kUp;
-        views[w].available = may_serve(w) && state != WorkerState::kDown && state != WorkerState::kSuspect;
-        any_available = any_available || views[w].available;
+        available[w] = may_serve(w) && state != WorkerState::kDown && state != WorkerState::kSuspect;
+        any_available = any_available || available[w] != 0;
       }
     }
-    for (WorkerId w = 0; w < views.size() && !any_available; ++w) views[w].available = may_serve(w);
+    for (WorkerId w = 0; w < available.size() && !any_available; ++w) available[w] = may_serve(w);
   }
 
   WorkerId next_in_turn(std::span<const std::uint8_t> eligible = {}) {
