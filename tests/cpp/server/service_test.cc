@@ -194,6 +194,7 @@ TEST_F(ServiceTest, WorkersComeAndGo_UnderTraffic) {
     while (!done) {
       if (testing::status_of(ask(post("/v1/completions", R"({"prompt": [1, 2, 3, 4]})"))) == "HTTP/1.1 200 OK")
         ++served;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));  // a connection each, and local ports are finite
     }
   });
   const std::string url = "http://127.0.0.1:" + std::to_string(workers_[1]->port());
