@@ -54,8 +54,8 @@ struct WorkerView {
   std::size_t cached_blocks = 0;      // KV blocks that the worker holds
   bool evicting = false;              // its cache is full: what it computes anew pushes something else out
 
-  std::uint64_t precedence =
-      0;  // of equally good workers the one with the highest; where it is the same, chance decides
+  // Of equally good workers the one with the highest is taken; where it is the same, chance decides.
+  std::uint64_t precedence = 0;
 };
 
 // A source of random bits that threads may share.  The same seed gives the same sequence of draws.

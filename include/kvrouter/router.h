@@ -244,8 +244,9 @@ class Router {
   Choice choose(std::span<const LocalHash> blocks, std::size_t num_tokens);
   Choice choose_for_tokens(std::span<const TokenId> tokens, NamespaceHash ns = 0);
   Decision explain(std::span<const LocalHash> blocks, std::size_t num_tokens);
-  Decision explain_for_tokens(std::span<const TokenId> tokens, NamespaceHash ns = 0);
-  // REQUIRES: if `eligible` is given, it has num_workers() entries, one of which is not 0.
+  // REQUIRES (here and below): if `eligible` is given, it has num_workers() entries, one of which is not 0.
+  Decision explain_for_tokens(std::span<const TokenId> tokens, NamespaceHash ns = 0,
+                              std::span<const std::uint8_t> eligible = {});
   Decision explain(const RouteQuery& query);
   // A worker for each of the requests, in their order.  The decisions know of each other: a prefix that one of them
   // sends to a worker counts as held there for the rest, so that the samples of a prompt which nobody has cached yet

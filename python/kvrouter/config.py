@@ -42,6 +42,17 @@ class RouterConfig(TypedDict):
     replay: NotRequired[bool]
 
 
+def routing_policy(config: RouterConfig) -> str:
+    """The policy that a config asks for: ``mode: round_robin`` goes before ``policy``.
+
+    Raises ValueError for another mode.
+    """
+    mode = config.get("mode", "best_worker")
+    if mode not in ("best_worker", "round_robin"):
+        raise ValueError(f"router mode must be 'best_worker' or 'round_robin', got {mode!r}")
+    return "round_robin" if mode == "round_robin" else config.get("policy", "linear")
+
+
 @dataclass(frozen=True)
 class WorkerAddress:
     """Where one worker publishes: a host, its KV-event port and its load port."""

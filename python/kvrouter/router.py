@@ -22,6 +22,7 @@ from kvrouter.config import (
     DEFAULT_METRICS_PORT,
     RouterConfig,
     WorkerAddress,
+    routing_policy,
     worker_addresses,
 )
 
@@ -114,9 +115,6 @@ class KvRouter:
     @classmethod
     def from_config(cls, config: RouterConfig, num_workers: int, **options: Any) -> Self:
         """The router that a ``RouterConfig`` describes; ``mode: round_robin`` goes before ``policy``."""
-        mode = config.get("mode", "best_worker")
-        if mode not in ("best_worker", "round_robin"):
-            raise ValueError(f"router mode must be 'best_worker' or 'round_robin', got {mode!r}")
         return cls(
             block_size=config.get("block_size", DEFAULT_BLOCK_SIZE),
             num_workers=num_workers,
@@ -125,7 +123,7 @@ class KvRouter:
             worker_addresses=config.get("worker_addresses"),
             worker_ports=config.get("worker_ports"),
             replay=config.get("replay", False),
-            policy="round_robin" if mode == "round_robin" else config.get("policy", "linear"),
+            policy=routing_policy(config),
             index_memory_limit=config.get("index_memory_limit", 0),
             **options,
         )

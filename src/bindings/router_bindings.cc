@@ -136,11 +136,9 @@ Decision explain_among(Router& router, nb::handle tokens, const std::vector<std:
   std::vector<std::uint8_t> eligible(router.num_workers());
   for (const std::int64_t worker : workers) eligible[checked_worker(router.num_workers(), worker)] = 1;
   const TokenView view(tokens);
-  const std::size_t num_tokens = checked_num_tokens(static_cast<std::int64_t>(view.span().size()));
+  checked_num_tokens(static_cast<std::int64_t>(view.span().size()));
   const nb::gil_scoped_release release;
-  std::vector<LocalHash> hashes(num_tokens / router.block_size());
-  hash_blocks(view.span(), router.block_size(), lora_name ? lora_namespace(*lora_name) : 0, hashes);
-  return router.explain({hashes, num_tokens, eligible});
+  return router.explain_for_tokens(view.span(), lora_name ? lora_namespace(*lora_name) : 0, eligible);
 }
 
 template <typename T, typename Get>
@@ -319,12 +317,7 @@ void bind_router(nb::module_& m) {
              const std::string& http, const std::string& replay) {
             const WorkerId id = checked_worker(self.num_workers(), worker);
             const nb::gil_scoped_release release;
-            try {
-              self.set_worker(id, {.kv_events = kv_events, .load = load, .http = http, .replay = replay});
-            } catch (const std::invalid_argument& error) {
-              const nb::gil_scoped_acquire acquire;
-              throw nb::value_error(error.what());
-            }
+            self.set_worker(id, {.kv_events = kv_events, .load = load, .http = http, .replay = replay});
           },
           nb::arg("worker"), nb::kw_only(), nb::arg("kv_events") = "", nb::arg("load") = "", nb::arg("http") = "",
           nb::arg("replay") = "",
@@ -367,12 +360,7 @@ void bind_router(nb::module_& m) {
           [](Router& self, nb::bytes snapshot) {
             const std::span bytes(static_cast<const std::byte*>(snapshot.data()), snapshot.size());
             const nb::gil_scoped_release release;
-            try {
-              return self.warm_start(bytes);
-            } catch (const std::invalid_argument& error) {
-              const nb::gil_scoped_acquire acquire;
-              throw nb::value_error(error.what());
-            }
+            return self.warm_start(bytes);
           },
           nb::arg("snapshot"),
           "To be called before start(); the number of workers in it.  ValueError for what is none.")

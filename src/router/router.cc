@@ -166,11 +166,12 @@ class Router::Impl {
     return choice;
   }
 
-  Choice choose_for_tokens(std::span<const TokenId> tokens, NamespaceHash ns, Decision* explain = nullptr) {
+  Choice choose_for_tokens(std::span<const TokenId> tokens, NamespaceHash ns, Decision* explain = nullptr,
+                           std::span<const std::uint8_t> eligible = {}) {
     std::vector<LocalHash>& hashes = scratch().hashes;
     hashes.resize(tokens.size() / options_.block_size);
     hash_blocks(tokens, options_.block_size, ns, hashes);
-    return choose({hashes, tokens.size()}, explain);
+    return choose({hashes, tokens.size(), eligible}, explain);
   }
 
   void choose_batch(std::span<const BatchRequest> requests, std::span<Choice> choices) {
@@ -539,9 +540,10 @@ void Router::choose_batch_for_tokens(std::span<const std::span<const TokenId>> r
 WorkerId Router::round_robin() {
   return impl_->round_robin();
 }
-Decision Router::explain_for_tokens(std::span<const TokenId> tokens, NamespaceHash ns) {
+Decision Router::explain_for_tokens(std::span<const TokenId> tokens, NamespaceHash ns,
+                                    std::span<const std::uint8_t> eligible) {
   Decision decision;
-  const Choice choice = impl_->choose_for_tokens(tokens, ns, &decision);
+  const Choice choice = impl_->choose_for_tokens(tokens, ns, &decision, eligible);
   decision.choice = choice;
   return decision;
 }

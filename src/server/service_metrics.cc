@@ -36,6 +36,9 @@ class Page {
     family(name, type, help);
     sample(name, "", value);
   }
+  void counter(std::string_view name, std::string_view help, std::uint64_t value) {
+    single(name, "counter", help, number_of(value));
+  }
   std::string take() { return std::move(text_); }
 
  private:
@@ -68,8 +71,7 @@ void add_decisions(Page& page, const RouterStatus& status) {
   page.sample(bucket, "le=\"+Inf\"", number_of(status.decisions));
   page.sample(std::string(name) + "_sum", "", status.decision_seconds);
   page.sample(std::string(name) + "_count", "", number_of(status.decisions));
-  page.single("kvrouter_decision_fallbacks_total", "counter", "Decisions that failed and went round robin.",
-              number_of(status.fallbacks));
+  page.counter("kvrouter_decision_fallbacks_total", "Decisions that failed and went round robin.", status.fallbacks);
 }
 
 void add_index(Page& page, const PrefixIndexStats& index) {
@@ -77,14 +79,14 @@ void add_index(Page& page, const PrefixIndexStats& index) {
   page.single("kvrouter_index_pairs", "gauge", "Pairs of worker and block in the prefix index.",
               number_of(index.pairs));
   page.single("kvrouter_index_orphans", "gauge", "Blocks whose parent is not known.", number_of(index.orphans));
-  page.single("kvrouter_index_contradictions_total", "counter", "Events that contradicted what a worker said before.",
-              number_of(index.contradictions));
+  page.counter("kvrouter_index_contradictions_total", "Events that contradicted what a worker said before.",
+               index.contradictions);
   page.single("kvrouter_index_memory_bytes", "gauge", "Memory in use by the prefix index.",
               number_of(index.memory_bytes));
-  page.single("kvrouter_index_given_up_blocks_total", "counter", "Blocks given up to stay below index_memory_limit.",
-              number_of(index.given_up_blocks));
-  page.single("kvrouter_index_orphans_dropped_total", "counter", "Blocks of unknown place beyond the limit of orphans.",
-              number_of(index.orphans_dropped));
+  page.counter("kvrouter_index_given_up_blocks_total", "Blocks given up to stay below index_memory_limit.",
+               index.given_up_blocks);
+  page.counter("kvrouter_index_orphans_dropped_total", "Blocks of unknown place beyond the limit of orphans.",
+               index.orphans_dropped);
 }
 
 void add_replicas(Page& page, const ReplicaStatus& replica) {
@@ -92,18 +94,15 @@ void add_replicas(Page& page, const ReplicaStatus& replica) {
   page.single("kvrouter_replica_live_peers", "gauge", "Of these, heard of late.", number_of(replica.live));
   page.single("kvrouter_replica_requests", "gauge", "Requests in flight of other replicas.",
               number_of(replica.requests));
-  const auto count = [&](const char* name, const char* help, std::uint64_t value) {
-    page.single(name, "counter", help, number_of(value));
-  };
-  count("kvrouter_replica_sent_messages_total", "Messages to other replicas.", replica.sent);
-  count("kvrouter_replica_received_messages_total", "Messages of other replicas.", replica.received);
-  count("kvrouter_replica_missed_messages_total", "Messages of other replicas that were lost.", replica.missed);
-  count("kvrouter_replica_malformed_messages_total", "Messages that are none of a replica.", replica.malformed);
-  count("kvrouter_replica_ignored_events_total", "Of other replicas, about workers not known here or beyond the limit.",
-        replica.ignored_events);
-  count("kvrouter_replica_dropped_events_total", "Not told to other replicas, as they were too many at a time.",
-        replica.dropped_events);
-  count("kvrouter_replica_losses_total", "Times that another replica fell silent.", replica.losses);
+  page.counter("kvrouter_replica_sent_messages_total", "Messages to other replicas.", replica.sent);
+  page.counter("kvrouter_replica_received_messages_total", "Messages of other replicas.", replica.received);
+  page.counter("kvrouter_replica_missed_messages_total", "Messages of other replicas that were lost.", replica.missed);
+  page.counter("kvrouter_replica_malformed_messages_total", "Messages that are none of a replica.", replica.malformed);
+  page.counter("kvrouter_replica_ignored_events_total",
+               "Of other replicas, about workers not known here or beyond the limit.", replica.ignored_events);
+  page.counter("kvrouter_replica_dropped_events_total", "Not told to other replicas, as they were too many at a time.",
+               replica.dropped_events);
+  page.counter("kvrouter_replica_losses_total", "Times that another replica fell silent.", replica.losses);
 }
 
 void add_gateway(Page& page, const Gateway& gateway, const Tokenizer& tokenizer) {
@@ -112,26 +111,23 @@ void add_gateway(Page& page, const Gateway& gateway, const Tokenizer& tokenizer)
   for (const auto& [status, count] : counts.by_status) {
     page.sample("kvrouter_responses_total", "status=\"" + std::to_string(status) + "\"", number_of(count));
   }
-  const auto count = [&](const char* name, const char* help, std::uint64_t value) {
-    page.single(name, "counter", help, number_of(value));
-  };
   page.single("kvrouter_requests_in_flight", "gauge", "Gateway requests not done.", number_of(gateway.in_flight()));
   page.single("kvrouter_requests_queued", "gauge", "Gateway requests that wait for a worker.",
               number_of(gateway.queued()));
-  count("kvrouter_requests_total", "Gateway requests begun.", counts.requests);
-  count("kvrouter_retries_total", "Requests sent to a second worker.", counts.retries);
-  count("kvrouter_rejected_total", "Requests refused as the queue was full (429).", counts.rejected_full);
-  count("kvrouter_queue_timeouts_total", "Requests that waited too long (503).", counts.queue_timeouts);
-  count("kvrouter_unavailable_total", "Requests for which no worker could be reached.", counts.unavailable);
-  count("kvrouter_client_disconnects_total", "Requests whose client went away.", counts.client_gone);
-  count("kvrouter_broken_streams_total", "Answers that their worker broke off.", counts.broken_streams);
-  count("kvrouter_routed_prompt_tokens_total", "Prompt tokens of routed requests.", counts.routed_tokens);
-  count("kvrouter_predicted_hit_tokens_total", "Of these, held by the chosen worker as far as the router knew.",
-        counts.predicted_hit_tokens);
-  count("kvrouter_tokenizer_cache_hits_total", "Prompts whose tokens were known.", tokenizer.cache().hits());
-  count("kvrouter_tokenizer_cache_misses_total", "Prompts that a worker was asked to tokenize.",
-        tokenizer.cache().misses());
-  count("kvrouter_tokenizer_failures_total", "Prompts whose tokens no worker told.", tokenizer.failures());
+  page.counter("kvrouter_requests_total", "Gateway requests begun.", counts.requests);
+  page.counter("kvrouter_retries_total", "Requests sent to a second worker.", counts.retries);
+  page.counter("kvrouter_rejected_total", "Requests refused as the queue was full (429).", counts.rejected_full);
+  page.counter("kvrouter_queue_timeouts_total", "Requests that waited too long (503).", counts.queue_timeouts);
+  page.counter("kvrouter_unavailable_total", "Requests for which no worker could be reached.", counts.unavailable);
+  page.counter("kvrouter_client_disconnects_total", "Requests whose client went away.", counts.client_gone);
+  page.counter("kvrouter_broken_streams_total", "Answers that their worker broke off.", counts.broken_streams);
+  page.counter("kvrouter_routed_prompt_tokens_total", "Prompt tokens of routed requests.", counts.routed_tokens);
+  page.counter("kvrouter_predicted_hit_tokens_total", "Of these, held by the chosen worker as far as the router knew.",
+               counts.predicted_hit_tokens);
+  page.counter("kvrouter_tokenizer_cache_hits_total", "Prompts whose tokens were known.", tokenizer.cache().hits());
+  page.counter("kvrouter_tokenizer_cache_misses_total", "Prompts that a worker was asked to tokenize.",
+               tokenizer.cache().misses());
+  page.counter("kvrouter_tokenizer_failures_total", "Prompts whose tokens no worker told.", tokenizer.failures());
 }
 
 void add_workers(Page& page, const RouterStatus& status, const Fleet& fleet) {
@@ -217,12 +213,12 @@ std::string service_metrics(const Router& router, const Fleet& fleet, const Gate
   add_workers(page, status, fleet);
   page.single("kvrouter_account_requests", "gauge", "Requests in flight by the router's own account.",
               number_of(status.account.requests));
-  page.single("kvrouter_account_dropped_requests_total", "counter", "Of these, taken for done as there were too many.",
-              number_of(status.account.dropped_requests));
-  page.single("kvrouter_account_ended_early_total", "counter",
-              "Times that prefixes on their way were too many to keep.", number_of(status.account.ended_early));
-  page.single("kvrouter_notices_dropped_total", "counter", "Log lines dropped as nobody read them in time.",
-              number_of(status.notices_dropped));
+  page.counter("kvrouter_account_dropped_requests_total", "Of these, taken for done as there were too many.",
+               status.account.dropped_requests);
+  page.counter("kvrouter_account_ended_early_total", "Times that prefixes on their way were too many to keep.",
+               status.account.ended_early);
+  page.counter("kvrouter_notices_dropped_total", "Log lines dropped as nobody read them in time.",
+               status.notices_dropped);
   page.single("process_resident_memory_bytes", "gauge", "Resident memory.", resident_bytes());
   return page.take();
 }

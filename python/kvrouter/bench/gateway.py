@@ -19,17 +19,16 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from statistics import mean, median, stdev
-from tempfile import TemporaryDirectory
 
 from kvrouter import KvRouter
 from kvrouter.bench import counters
 from kvrouter.bench.client import BenchClient
 from kvrouter.bench.router_process import RouterAdmin, settled
 from kvrouter.bench.settings import BenchSettings, EngineName, WorkloadName
+from kvrouter.bench.workers import start_shallow_workers
 from kvrouter.bench.workloads import BenchRequest, make_workloads
 from kvrouter.serve import KvService, ServeOptions
-from kvrouter.vllm import WorkerFleet, launch_workers
-from kvrouter.vllm.tiny_model import TinyModel, make_tiny_model
+from kvrouter.vllm import WorkerFleet
 from kvrouter.worker_spec import WorkerSpec
 
 IN_PROCESS, GATEWAY = "in-process router", "gateway"
@@ -80,22 +79,7 @@ def compare(
     (workload,) = make_workloads(settings)
     requests = workload.requests()
     with ExitStack() as stack:
-        model: TinyModel | str | None = settings.model
-        if model is None and settings.engine is EngineName.VLLM:
-            # What a cache holds does not depend on the model's depth; a shallow one is quicker.
-            model = make_tiny_model(stack.enter_context(TemporaryDirectory(prefix="kvrouter-model-")), num_layers=2)
-        fleet = stack.enter_context(
-            launch_workers(
-                settings.num_workers,
-                engine=settings.engine.value,
-                model=model,
-                block_size=settings.block_size,
-                num_gpu_blocks=settings.num_blocks,
-                max_model_len=settings.max_model_len,
-                extra_args=[f"--time-scale={settings.time_scale}"] if settings.engine is EngineName.SIM else [],
-                progress=False,
-            )
-        )
+        fleet = start_shallow_workers(settings, stack)
         ways = stack.enter_context(_Ways(settings, fleet))
         ways.wait_for_workers()
         ways.warm_up(requests[: 2 * settings.num_workers])

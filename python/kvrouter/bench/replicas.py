@@ -20,16 +20,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from statistics import median
-from tempfile import TemporaryDirectory
 
 from kvrouter.bench import counters
 from kvrouter.bench.client import BenchClient
 from kvrouter.bench.router_process import RouterAdmin, free_port, settled
 from kvrouter.bench.settings import BenchSettings, EngineName, WorkloadName
+from kvrouter.bench.workers import start_shallow_workers
 from kvrouter.bench.workloads import BenchRequest, make_workloads
 from kvrouter.serve import KvService, ServeOptions
-from kvrouter.vllm import WorkerFleet, launch_workers
-from kvrouter.vllm.tiny_model import TinyModel, make_tiny_model
+from kvrouter.vllm import WorkerFleet
 from kvrouter.worker_spec import WorkerSpec
 
 ONE, TWO, TWO_APART = "one", "two", "two apart"
@@ -72,7 +71,7 @@ def compare(
     concurrency = step_size or settings.concurrency
     results = {ONE: Turns(), TWO: Turns(), TWO_APART: Turns()}
     with ExitStack() as stack:
-        fleet = stack.enter_context(_workers(settings, stack))
+        fleet = start_shallow_workers(settings, stack)
         urls = [worker.url for worker in fleet.workers]
         _send(settings, fleet, urls, [requests[: 2 * settings.num_workers]], concurrency)  # a worker's first is slow
         for repeat in range(repeats):
@@ -102,23 +101,6 @@ def compare(
 def _chunks(requests: Sequence[BenchRequest], size: int) -> Iterator[Sequence[BenchRequest]]:
     for begin in range(0, len(requests), size):
         yield requests[begin : begin + size]
-
-
-def _workers(settings: BenchSettings, stack: ExitStack) -> WorkerFleet:
-    model: TinyModel | str | None = settings.model
-    if model is None and settings.engine is EngineName.VLLM:
-        # What a cache holds does not depend on the model's depth; a shallow one is quicker.
-        model = make_tiny_model(stack.enter_context(TemporaryDirectory(prefix="kvrouter-model-")), num_layers=2)
-    return launch_workers(
-        settings.num_workers,
-        engine=settings.engine.value,
-        model=model,
-        block_size=settings.block_size,
-        num_gpu_blocks=settings.num_blocks,
-        max_model_len=settings.max_model_len,
-        extra_args=[f"--time-scale={settings.time_scale}"] if settings.engine is EngineName.SIM else [],
-        progress=False,
-    )
 
 
 def _services(settings: BenchSettings, fleet: WorkerFleet, way: str) -> Iterator[KvService]:

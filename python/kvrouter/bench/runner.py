@@ -187,23 +187,10 @@ def run_benchmark(settings: BenchSettings, progress: Progress | None = None) -> 
 
 
 def _start_workers(settings: BenchSettings, log_dir: Path | None, progress: Progress) -> WorkerFleet:
-    from kvrouter.vllm import launch_workers
+    from kvrouter.bench.workers import start_workers
 
     progress.stage(f"starting {settings.num_workers} {settings.engine.value} workers")
-    return launch_workers(
-        settings.num_workers,
-        engine=settings.engine.value,
-        model=settings.model,
-        block_size=settings.block_size,
-        base_kv_events_port=settings.base_kv_events_port,
-        base_metrics_port=settings.base_metrics_port,
-        num_gpu_blocks=settings.num_blocks,
-        max_model_len=settings.max_model_len,
-        # vLLM has no such thing: real workers take the time that they take.
-        extra_args=[f"--time-scale={settings.time_scale}"] if settings.engine is EngineName.SIM else [],
-        log_dir=log_dir,
-        progress=False,
-    )
+    return start_workers(settings, log_dir=log_dir)
 
 
 def _start_router(settings: BenchSettings, fleet: WorkerFleet, log_dir: Path | None) -> RouterProcess:

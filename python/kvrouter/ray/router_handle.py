@@ -15,7 +15,7 @@ import ray
 
 from kvrouter import compute_block_hashes
 from kvrouter.api import RouterAPI
-from kvrouter.config import RouterConfig, WorkerAddress
+from kvrouter.config import RouterConfig, WorkerAddress, routing_policy
 from kvrouter.ray import background
 from kvrouter.ray.http_json import HttpJson
 
@@ -76,9 +76,6 @@ class RouterHandle:
     def _listen(self, port: int) -> None:
         config, addresses = self._config, self._addresses
         assert config is not None
-        mode = config.get("mode", "best_worker")
-        if mode not in ("best_worker", "round_robin"):
-            raise ValueError(f"router mode must be 'best_worker' or 'round_robin', got {mode!r}")
         host = host_to_serve_on()
         api = RouterAPI(
             config["block_size"],
@@ -89,7 +86,7 @@ class RouterHandle:
             host=host,
             worker_addresses=[address.host for address in addresses],
             worker_ports=[address.kv_events_port for address in addresses],
-            policy="round_robin" if mode == "round_robin" else config.get("policy", "linear"),
+            policy=routing_policy(config),
             index_memory_limit=config.get("index_memory_limit", 0),
             replay=config.get("replay", False),
         )

@@ -38,11 +38,28 @@ RouterOptions options_of_one_worker(std::size_t block_size) {
 class WarmStart : public ::testing::Test {
  protected:
   void start_worker(const ReplayingWorker::Endpoints& at = {}) { worker_.emplace(zmq_, kBuffer, at); }
+  // Another life of the worker, where the first was; it has stored nothing.
+  void restart_worker() {
+    const auto at = worker_->endpoints();
+    worker_.reset();
+    start_worker(at);
+    stored_.clear();
+  }
+  WorkerEndpoints endpoints(bool replay = true) const {
+    const auto at = worker_->endpoints();
+    return {at.kv, "", "http://127.0.0.1:1", replay ? at.replay : ""};
+  }
+  // It has started with a snapshot, and its worker has not come.
+  static std::unique_ptr<Router> router_without_workers(const std::string& snapshot) {
+    auto router = std::make_unique<Router>(options_of_one_worker(kBlock));
+    router->warm_start(bytes_of(snapshot));
+    router->start();
+    return router;
+  }
   std::unique_ptr<Router> router(const std::string& snapshot = {}, bool replay = true) {
     RouterOptions options;
     options.block_size = kBlock;
-    const auto at = worker_->endpoints();
-    options.workers.push_back({at.kv, "", "http://127.0.0.1:1", replay ? at.replay : ""});
+    options.workers.push_back(endpoints(replay));
     auto router = std::make_unique<Router>(options);
     if (!snapshot.empty()) {
       EXPECT_EQ(router->warm_start(bytes_of(snapshot)), 1u);
@@ -100,10 +117,7 @@ TEST_F(WarmStart, KnowsBlockForBlockWhatTheOtherKnew_AndWhatCameSince) {
 TEST_F(WarmStart, RestartedWorker_IsNotBelieved) {
   start_worker();
   const std::string snapshot = snapshot_of_100();
-  const auto at = worker_->endpoints();
-  worker_.reset();
-  start_worker(at);
-  stored_.clear();
+  restart_worker();
   publish(501, 610);  // as many batches as before, and more
   const auto warm = router(snapshot);
   EXPECT_TRUE(knows(*warm, from(610 - kBuffer + 1)));
@@ -113,10 +127,7 @@ TEST_F(WarmStart, RestartedWorker_IsNotBelieved) {
 TEST_F(WarmStart, RestartedWorkerThatHasPublishedLess_IsNotBelieved) {
   start_worker();
   const std::string snapshot = snapshot_of_100();
-  const auto at = worker_->endpoints();
-  worker_.reset();
-  start_worker(at);
-  stored_.clear();
+  restart_worker();
   publish(501, 505);
   const auto warm = router(snapshot);
   EXPECT_TRUE(knows(*warm, stored_));
@@ -144,31 +155,25 @@ TEST_F(WarmStart, WorkerWithoutReplay_IsNotBelieved) {
 TEST_F(WarmStart, ResetOfTheUserBeforeItIsConfirmed_Counts) {
   start_worker();
   const std::string snapshot = snapshot_of_100();
-  const auto at = worker_->endpoints();
-  Router warm(options_of_one_worker(kBlock));
-  warm.warm_start(bytes_of(snapshot));
-  warm.start();
+  const auto warm = router_without_workers(snapshot);
   // To a worker that answers nothing yet: the reset comes before the confirmation.
   worker_->lie([](zmq::socket_t&, const std::string&) {});
-  warm.set_worker(0, {at.kv, "", "http://127.0.0.1:1", at.replay});
-  warm.reset();
+  warm->set_worker(0, endpoints());
+  warm->reset();
   worker_->lie({});
-  ASSERT_TRUE(eventually([&] { return warm.status().workers[0].resyncs > 0; }));
-  EXPECT_TRUE(knows(warm, {}));
-  EXPECT_EQ(warm.status().workers[0].warm_starts, 0u);
+  ASSERT_TRUE(eventually([&] { return warm->status().workers[0].resyncs > 0; }));
+  EXPECT_TRUE(knows(*warm, {}));
+  EXPECT_EQ(warm->status().workers[0].warm_starts, 0u);
 }
 
 TEST_F(WarmStart, ResetOfTheUserBeforeTheWorkerComes_Counts) {
   start_worker();
   const std::string snapshot = snapshot_of_100();
-  const auto at = worker_->endpoints();
-  Router warm(options_of_one_worker(kBlock));
-  warm.warm_start(bytes_of(snapshot));
-  warm.start();
-  warm.reset();
-  warm.set_worker(0, {at.kv, "", "http://127.0.0.1:1", at.replay});
-  EXPECT_TRUE(knows(warm, from(100 - kBuffer + 1)));
-  EXPECT_EQ(warm.status().workers[0].warm_starts, 0u);
+  const auto warm = router_without_workers(snapshot);
+  warm->reset();
+  warm->set_worker(0, endpoints());
+  EXPECT_TRUE(knows(*warm, from(100 - kBuffer + 1)));
+  EXPECT_EQ(warm->status().workers[0].warm_starts, 0u);
 }
 
 TEST_F(WarmStart, RouterThatEndsBeforeTheWorkerAnswers_PassesOnWhatItWasGiven) {

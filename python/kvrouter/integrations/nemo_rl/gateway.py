@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kvrouter.config import RouterConfig
+from kvrouter.config import RouterConfig, routing_policy
 from kvrouter.ray.router_handle import host_to_serve_on
 from kvrouter.serve import KvService, ServeOptions
 from kvrouter.worker_spec import WorkerSpec
@@ -41,14 +41,13 @@ class Gateway:
             )
             for url, at in zip(urls, publishers, strict=True)
         ]
-        mode = settings.get("mode", "best_worker")
         self._service = KvService(
             ServeOptions(
                 workers=workers,
                 host=host_to_serve_on(),
                 port=0,
                 block_size=settings["block_size"],
-                policy="round_robin" if mode == "round_robin" else settings.get("policy", "linear"),
+                policy=routing_policy(settings),
                 max_workers=len(workers),
                 index_memory_limit=settings.get("index_memory_limit", 0),
                 limits=LIMITS,
